@@ -1,0 +1,59 @@
+"""Muon: an optimizer for matrices that makes every direction of a step equally long.
+
+A matrix's gradient is usually dominated by a few directions. Muon keeps its momentum but replaces it,
+before moving, by the nearest matrix whose directions all have length 1: what was weak in the gradient
+moves as far as what was strong. The nearest such matrix is found by a short iteration of products, without
+any decomposition. Embeddings and vectors stay with AdamW.
+"""
+
+import torch
+from torch import Tensor
+
+
+def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
+    """Return a matrix with the directions of `matrix` and lengths all near 1 (between about 0.7 and 1.2).
+
+    Five rounds of X ← aX + (bA + cA²)X with A = XXᵀ, coefficients chosen to be fast, not exact.
+
+    Shapes: (m, n) -> (m, n).
+    Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
+    """
+    # 1. Lay the matrix on its long side (fewer multiplications) and shrink it, so that no length exceeds 1.
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / (x.norm() + 1e-7)
+
+    # 2. Push all lengths towards 1 at once.
+    for _ in range(steps):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x.T if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised, for the two-dimensional parameters inside the blocks.
+
+    The step is scaled by 0.2·√(longer side), which gives it the size AdamW's steps have, so that one
+    learning rate and one decay serve both.
+
+    Source: Jordan et al. 2024; Liu et al. 2025 (arXiv 2502.16982), equation 4.
+    """
+
+    def __init__(self, params, lr: float = 1e-3, momentum: float = 0.95, weight_decay: float = 0.1):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move every matrix that has a gradient."""
+        # 1. Visit each matrix with its momentum.
+        for group in self.param_groups:
+            for p in (p for p in group["params"] if p.grad is not None):
+                state = self.state[p]
+                if not state:
+                    state["momentum"] = torch.zeros_like(p)
+                # 2. Average the gradients, then look one step ahead (Nesterov).
+                state["momentum"].lerp_(p.grad, 1 - group["momentum"])
+                direction = orthogonalize(p.grad.lerp(state["momentum"], group["momentum"]))
+                # 3. Decay, then move.
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.sub_(direction, alpha=group["lr"] * 0.2 * max(p.shape) ** 0.5)

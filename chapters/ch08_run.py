@@ -1,0 +1,105 @@
+"""The run folder: where a training run writes what it made and how it went.
+
+    runs/NAME/  config.json, model.safetensors, tokenizer.json, generation_config.json   the model folder
+                README.md         a card: data, steps, bits per byte
+                metrics.jsonl     one line per evaluation        loss.png     the same as a picture
+                samples.txt       what the model said, and when  checkpoint/  from which it can go on
+"""
+
+import json
+import math
+from pathlib import Path
+
+from chapters.ch07_pretrained import write_atomically
+
+
+def new_run_folder(root: Path, name: str) -> Path:
+    """Make and return `root/name`, or `root/name-2`, `-3`, … if that exists: no run overwrites another."""
+    # 1. Try names until one is free. Making the folder is the test, so two runs cannot take the same one.
+    for number in range(1, 10000):
+        folder = root / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+    raise ValueError(f"{root} holds 9999 runs called {name}: give another --name, or remove old runs")
+
+
+def read_metrics(folder: Path) -> list[dict]:
+    """Return the lines of a run's `metrics.jsonl`, oldest first."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def draw_loss_curve(metrics: list[dict], path: Path, bytes_per_token: float, floor: float | None = None) -> None:
+    """Draw training and validation loss over the steps, with the floor and the share of stories that parse.
+
+    All losses are in bits per byte. The training loss of a step is a mean since the evaluation before.
+    """
+    # 1. Draw without a screen: a server has none.
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4.5), dpi=120)
+    # 2. Draw the two losses in one unit, on a logarithmic scale, where the last stretch can be seen.
+    trained = [m for m in metrics if m["loss"] is not None]
+    axes.plot([m["step"] for m in trained], [m["loss"] / math.log(2) / bytes_per_token for m in trained],
+              color="#0072B2", label="training loss", linewidth=1.5)
+    axes.plot([m["step"] for m in metrics], [m["validation_bits_per_byte"] for m in metrics],
+              color="#D55E00", marker="o", markersize=4, label="validation loss", linewidth=1.5)
+    axes.set(xlabel="step", ylabel="bits per byte", yscale="log", title="How the model's surprise fell")
+
+    # 3. Mark the line below which no model can fall.
+    if floor is not None:
+        axes.axhline(floor, color="#555555", linestyle="--", label=f"floor of the grammar, {floor:.3f}")
+    shares = [(m["step"], m["stories_that_parse"]) for m in metrics if m.get("stories_that_parse") is not None]
+    # 4. Show on a second axis how many samples the grammar accepts.
+    if shares:
+        right = axes.twinx()
+        right.plot(*zip(*shares, strict=True), color="#009E73", marker="s", markersize=4, linestyle=":",
+                   label="samples that are stories")
+        right.set(ylabel="share of samples the grammar accepts", ylim=(-0.02, 1.02))
+        axes.plot([], [], color="#009E73", marker="s", markersize=4, linestyle=":", label="samples that are stories")
+    # 5. Keep plain numbers on the scale, and save.
+    axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center right")
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+---
+# {name}
+
+A GPT of {parameters:,} parameters (Llama architecture), trained from nothing on `{data}` by the code of this
+book: {steps} steps of {tokens_per_step} tokens, seed {seed}.
+
+| measured on held-out documents | |
+|---|---|
+{rows}
+
+Command: `{command}`
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForCausalLM.from_pretrained(".")
+prompt = tokenizer("<|endoftext|>Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**prompt, do_sample=True, temperature=0.8)[0]))
+```
+
+It tells stories of the kind it was trained on and nothing else. It knows no facts.
+"""
+
+
+def write_card(folder: Path, results: dict[str, str], **fields) -> None:
+    """Write the model folder's README.md: what the model is, from which data, and how good it is."""
+    rows = "\n".join(f"| {name} | {value} |" for name, value in results.items())
+    write_atomically(folder / "README.md", CARD.format(rows=rows, **fields))

@@ -1,0 +1,82 @@
+"""What the machine can do: device, number format, compiler, and how long a run will take.
+
+The loop of chapter 8 is the same on a laptop and on a graphics card. What differs is decided here, from what
+the machine has and never from how busy it is, so that the same command gives the same run again.
+"""
+
+import contextlib
+import platform
+import shutil
+import time
+from collections.abc import Callable
+
+import torch
+
+from chapters.ch08_config import TrainConfig
+
+# Below this many steps a run is over before a compiler has earned back its own time.
+COMPILE_FROM_STEPS = 500
+
+
+def choose_device() -> torch.device:
+    """Return the fastest device present: an NVIDIA or AMD GPU, an Apple GPU, or the processor."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Return whether the device multiplies bfloat16 numbers in hardware, and not by emulation."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the number format of the matrix products for a setting of "auto", "float32" or "bfloat16"."""
+    if name == "auto":
+        return torch.bfloat16 if has_native_bf16(device) else torch.float32
+    return getattr(torch, name)
+
+
+def autocast(device: torch.device, dtype: torch.dtype):
+    """Return a context in which matrix products use `dtype`; weights and sums stay in float32.
+
+    The dtype is always said aloud: left to itself, autocast takes float16 on a GPU, which overflows
+    without a loss scaler.
+
+    Source: Micikevicius et al. 2017 (arXiv 1710.03740).
+    """
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def can_compile(device: torch.device) -> bool:
+    """Return whether `torch.compile` can work: on a processor it needs a C++ compiler."""
+    compiler = {"Windows": "cl"}.get(platform.system(), "g++")
+    return device.type == "cuda" or (device.type == "cpu" and bool(shutil.which(compiler) or shutil.which("clang++")))
+
+
+def compiler_pays(config: TrainConfig, device: torch.device) -> bool:
+    """Return whether this run is compiled: as asked, or where it can work and the run is long enough."""
+    if config.compile == "auto":
+        return config.max_steps >= COMPILE_FROM_STEPS and can_compile(device)
+    return config.compile == "on"
+
+
+def tokens_per_second(run_step: Callable[[], None], tokens: int, steps: int = 3) -> tuple[float, float]:
+    """Return the tokens per second of a step, and the seconds that its first call took longer than usual."""
+    # 1. Let the first call pay for compiling and for warming caches.
+    began = time.perf_counter()
+    run_step()
+    first = time.perf_counter() - began
+
+    # 2. Time some more, and take the middle one: a busy machine spoils a mean.
+    times = []
+    for _ in range(steps):
+        began = time.perf_counter()
+        run_step()
+        times.append(time.perf_counter() - began)
+    typical = sorted(times)[len(times) // 2]
+    return tokens / typical, max(0.0, first - typical)

@@ -1,0 +1,392 @@
+"""Training: show the model text, measure its surprise, and nudge every number to lower it.
+
+One step, repeated some thousand times:
+
+    logits   = model(x)                          guess the next token everywhere
+    loss     = mean of -log p(true next token)   how surprised was it?
+    gradient = d loss / d every parameter        which nudge would lower the surprise?
+    AdamW moves each parameter a little way against its gradient
+
+`cross_entropy`, `clip_gradients` and `AdamW` are written out here and tested against PyTorch's, which
+the `Trainer` uses because they are fused into fewer passes over memory. `ch08_scale.py` picks device,
+number format and compiler; chapter 9 makes the trained model speak.
+"""
+
+import dataclasses
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from chapters.ch02_tokenization import BPETokenizer
+from chapters.ch07_gpt_model import GPT
+from chapters.ch07_pretrained import save_tensors, write_atomically
+from chapters.ch08_config import TrainConfig, cosine_warmup_lr
+from chapters.ch08_muon import Muon
+from chapters.ch08_scale import autocast, choose_device, choose_dtype, compiler_pays
+
+__all__ = ["AdamW", "TokenRows", "TrainConfig", "Trainer", "clip_gradients", "cosine_warmup_lr", "cross_entropy",
+           "get_batch", "load_checkpoint", "save_checkpoint"]
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean surprise, in nats, of a model that meets these true next tokens.
+
+    The surprise of one token is -log of the probability it was given: 0 when it was certain, 10.8 when
+    it was one of 50 257 equals. The specification of `F.cross_entropy`.
+
+    Shapes: logits (B, T, V), targets (B, T) -> a single number.
+    """
+    # 1. Turn scores into log-probabilities. Subtracting the maximum first keeps exp from overflowing.
+    shifted = logits - logits.max(dim=-1, keepdim=True).values  # (B, T, V)
+    log_probs = shifted - shifted.exp().sum(dim=-1, keepdim=True).log()  # (B, T, V)
+
+    # 2. Pick the true token's entry at every position, and average.
+    picked = log_probs.gather(-1, targets[..., None])  # (B, T, 1)
+    return -picked.mean()
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Shrink all gradients together so that their common length is at most `max_norm`; return the length before.
+
+    One odd batch can have a gradient a hundred times the usual. Its direction is kept, its length is not.
+    The specification of `torch.nn.utils.clip_grad_norm_`.
+
+    Source: Pascanu, Mikolov, Bengio 2013 (arXiv 1211.5063).
+    """
+    # 1. Measure one length over all parameters, as if they were a single long vector.
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.sqrt(sum(g.square().sum() for g in gradients))
+
+    # 2. Scale down, never up.
+    scale = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+    for gradient in gradients:
+        gradient.mul_(scale)
+    return norm
+
+
+class AdamW(torch.optim.Optimizer):
+    """Adam with decoupled weight decay, written out; the specification of `torch.optim.AdamW`.
+
+    Each number keeps two running averages: of its gradient (which way?) and of the squared gradient (how
+    large usually?). It moves by their ratio, so a number with small gradients moves as far as one with large.
+
+    Source: Kingma & Ba 2014 (arXiv 1412.6980), algorithm 1; Loshchilov & Hutter 2017 (1711.05101), algorithm 2.
+    """
+
+    def __init__(self, params, lr: float = 1e-3, betas=(0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.01):
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move every parameter that has a gradient."""
+        # 1. Visit each parameter with the settings of its group, and its own two averages.
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for p in (p for p in group["params"] if p.grad is not None):
+                state = self.state[p]
+                # 2. Begin both averages at zero.
+                if not state:
+                    state["step"], state["mean"], state["square"] = 0, torch.zeros_like(p), torch.zeros_like(p)
+                state["step"] += 1
+                # 3. Update them: 0.9 of the old plus 0.1 of the new.
+                state["mean"].lerp_(p.grad, 1 - beta1)
+                state["square"].lerp_(p.grad.square(), 1 - beta2)
+                # 4. Undo the pull of the zeros they began with.
+                mean = state["mean"] / (1 - beta1 ** state["step"])
+                square = state["square"] / (1 - beta2 ** state["step"])
+                # 5. Decay, then move. Decay shrinks the number itself, not its gradient: that is the W.
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.sub_(group["lr"] * mean / (square.sqrt() + group["eps"]))
+
+
+class TokenRows:
+    """Documents as one long array of token ids, cut into rows that training and validation read.
+
+    Every document is preceded and followed by the end token, so a model learns to begin and to stop. A row
+    starts where a document starts; a document longer than `context` gives several rows. `counts` says how
+    many targets of a row belong to its document, so that validation counts each token once.
+    """
+
+    def __init__(self, documents: list[str], tokenizer: BPETokenizer, context: int):
+        # 1. Tokenize in bulk. The end token closes each document and opens the next.
+        tokens, ends = tokenizer.encode_documents(documents)
+        self.context, self.num_bytes = context, sum(len(text.encode("utf-8")) for text in documents)
+        self.tokens = np.concatenate([[tokenizer.eot_id], tokens, np.full(context, tokenizer.eot_id)]).astype(np.int32)
+
+        # 2. Cut rows: at each start, then every `context` tokens until the document's end token is predicted.
+        first = np.concatenate([[0], ends[:-1]])
+        rows = [(start, min(context, end - start)) for a, end in zip(first, ends, strict=True)
+                for start in range(a, end, context)]
+        self.starts, self.counts = np.array(rows, dtype=np.int64).T
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def rows(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets of these rows: the same tokens, one place apart.
+
+        Shapes: indices (B,) -> x (B, T) and y (B, T) with T = context, where y[:, t] follows x[:, t].
+        """
+        window = self.starts[indices][:, None] + np.arange(self.context + 1)  # (B, T+1)
+        block = torch.from_numpy(self.tokens[window].astype(np.int64))  # (B, T+1)
+        return block[:, :-1], block[:, 1:]  # (B, T), (B, T)
+
+
+def get_batch(data: TokenRows, index: int, batch_size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return batch number `index` of an endless, seeded shuffle of the rows.
+
+    Each pass over the data has its own order, and each row comes once per pass. A batch depends on its
+    number alone, so a resumed run sees what an undisturbed one would have seen.
+
+    Shapes: -> x (B, T) and y (B, T).
+    """
+    # 1. Find which rows these are, counted from the beginning of the run.
+    numbers = np.arange(index * batch_size, (index + 1) * batch_size)  # (B,)
+    rows = np.empty_like(numbers)  # (B,)
+
+    # 2. Look each up in the order of its pass; one batch may straddle two passes.
+    for epoch in np.unique(numbers // len(data)):
+        order = np.random.default_rng([seed, epoch]).permutation(len(data))
+        mine = numbers // len(data) == epoch  # (B,)
+        rows[mine] = order[numbers[mine] % len(data)]
+    return data.rows(rows)  # (B, T), (B, T)
+
+
+@torch.no_grad()
+def bits_per_byte(model: nn.Module, data: TokenRows, batch_size: int = 32, amp=None) -> float:
+    """Return the model's mean surprise on these documents, in bits for each byte of their text.
+
+    Unlike the loss per token, it can be compared between tokenizers. The end token's bits count, its
+    bytes do not (it has none): the convention of the stories' floor. The model's mode is left as found.
+    """
+    # 1. Read rows of similar length together, without dropout.
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    order, nats = np.argsort(data.counts, kind="stable"), 0.0
+    # 2. Add up the surprise of each target that belongs to its row's document. Sum in float32, always.
+    for i in range(0, len(data), batch_size):
+        chosen = order[i : i + batch_size]
+        longest = int(data.counts[chosen].max())
+        x, y = (part[:, :longest].to(device) for part in data.rows(chosen))
+        with amp or torch.no_grad():
+            logits = model(x)
+        # 3. Leave out what lies behind a document's end.
+        counted = torch.arange(longest) < torch.from_numpy(data.counts[chosen])[:, None]
+        losses = F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), reduction="none")
+        nats += losses[counted.to(device).flatten()].sum().item()
+    model.train(training)
+    return nats / math.log(2) / data.num_bytes
+
+
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
+    """Return matrices (which decay) and vectors (which do not) as two groups for an optimizer.
+
+    Decay asks "is this number still needed?". For a norm's scale near 1, pulling it to 0 would be wrong.
+    """
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    return [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Return the optimizers of a run: AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest.
+
+    Every group remembers its `lr_scale`, by which the schedule's rate is multiplied.
+    """
+    # 1. Let AdamW take all, or leave it what Muon is not made for: the embedding and the vectors.
+    groups, optimizers = parameter_groups(model, config), []
+    if config.optimizer == "muon":
+        inner = [p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("blocks.")]
+        groups[0]["params"] = [p for p in groups[0]["params"] if all(p is not q for q in inner)]
+        optimizers.append(Muon(inner, lr=config.learning_rate, weight_decay=config.weight_decay))
+
+    # 2. Take PyTorch's fused AdamW: the same numbers as ours, in one pass over memory.
+    betas = (config.beta1, config.beta2)
+    return [torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True), *optimizers]
+
+
+def save_checkpoint(path: Path, model: nn.Module, optimizers: list, step: int, config: TrainConfig) -> None:
+    """Write all that a run needs to go on exactly where it stands, as one safetensors file, atomically."""
+    # 1. Collect weights, the optimizers' averages, and the state of the random numbers (dropout draws them).
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors["random_state"] = torch.get_rng_state()
+    for i, optimizer in enumerate(optimizers):
+        for number, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{number}.{name}": value for name, value in state.items()}
+
+    # 2. Keep one copy of tied tensors: safetensors refuses twins.
+    if "model.lm_head.weight" in tensors and model.config.tie_embeddings:
+        del tensors["model.lm_head.weight"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    notes = {"step": str(step), "train_config": json.dumps(dataclasses.asdict(config))}
+    save_tensors(tensors, path, notes)
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizers: list) -> int:
+    """Put a run back where `save_checkpoint` left it, and return the number of steps it has done."""
+    # 1. Read the file. It holds numbers and two short texts, no code.
+    with safe_open(path, framework="pt") as file:
+        step = int(file.metadata()["step"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+
+    # 2. Give weights and random state back.
+    torch.set_rng_state(tensors.pop("random_state"))
+    weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    model.load_state_dict(weights, strict=not model.config.tie_embeddings)
+
+    # 3. Rebuild the optimizers' averages from their flat names.
+    for i, optimizer in enumerate(optimizers):
+        full = optimizer.state_dict()
+        for name, tensor in tensors.items():
+            if name.startswith(f"optimizer.{i}."):
+                number, field = name.split(".")[2:]
+                full["state"].setdefault(int(number), {})[field] = tensor
+        optimizer.load_state_dict(full)
+    return step
+
+
+class Trainer:
+    """The loop that turns a random GPT into a trained one, and writes down how it went.
+
+    `run_folder` receives `metrics.jsonl` (a line per evaluation) and `checkpoint/`. After each evaluation
+    `on_evaluation(trainer, metrics)` is called, and may add to the metrics. `bar`, if given, is a tqdm bar.
+    """
+
+    def __init__(self, model: GPT, train: TokenRows, validation: TokenRows, config: TrainConfig, run_folder: Path,
+                 on_evaluation: Callable[["Trainer", dict], None] | None = None):
+        # 1. Put the model where it trains, and choose the number format explicitly.
+        self.device = choose_device()
+        self.model, self.config, self.run_folder = model.to(self.device), config, Path(run_folder)
+        self.train_rows, self.validation_rows, self.on_evaluation = train, validation, on_evaluation
+        self.dtype = choose_dtype(config.dtype, self.device)
+        self.optimizers = make_optimizers(self.model, config)
+
+        # 2. Compile the step where that pays; the loss is the same either way.
+        self.compiled = compiler_pays(config, self.device)
+        self.loss_of = torch.compile(self._loss) if self.compiled else self._loss
+        self.step, self.stop_requested = 0, False
+
+    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the loss of one batch as a single number with a gradient."""
+        with autocast(self.device, self.dtype):
+            logits = self.model(x)  # (B, T, V)
+        return F.cross_entropy(logits.float().flatten(0, 1), y.flatten())
+
+    def gradient(self, step: int) -> float:
+        """Leave the gradient of one step's whole batch in the parameters, and return the batch's loss.
+
+        Several small batches in a row, each loss divided by their number, add up to the gradient of one
+        large batch: what does not fit in memory at once is accumulated.
+        """
+        # 1. Read each part of the batch and add its gradient to what is there.
+        total, parts = 0.0, self.config.grad_accum_steps
+        for part in range(parts):
+            x, y = get_batch(self.train_rows, step * parts + part, self.config.batch_size, self.config.seed)
+            loss = self.loss_of(x.to(self.device), y.to(self.device)) / parts
+            loss.backward()
+            total += loss.item()
+        return total
+
+    def evaluation_due(self) -> bool:
+        """Return whether to look now: every `eval_every` steps, at the end, and more often while all is new."""
+        every = self.config.eval_every
+        return self.step % every == 0 or self.step in (every // 8, every // 4, every // 2, self.config.max_steps)
+
+    def train_step(self) -> dict:
+        """Do one step and return its loss, learning rate and gradient norm."""
+        # 1. Set the rate that the schedule gives this step.
+        c = self.config
+        rate = cosine_warmup_lr(self.step, c.learning_rate, c.warmup_steps, c.max_steps, c.final_lr_fraction)
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
+            group["lr"] = rate
+
+        # 2. Find the gradient, clip it, move, and forget it: a leftover would leak into the next step.
+        loss = self.gradient(self.step)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return {"step": self.step, "loss": loss, "learning_rate": rate, "gradient_norm": norm.item()}
+
+    def evaluate(self) -> float:
+        """Return the bits per byte on the held-out documents."""
+        return bits_per_byte(self.model, self.validation_rows, amp=autocast(self.device, self.dtype))
+
+    def save(self) -> None:
+        """Write the checkpoint from which this run can go on."""
+        path = self.run_folder / "checkpoint" / "state.safetensors"
+        save_checkpoint(path, self.model, self.optimizers, self.step, self.config)
+
+    def resume(self) -> None:
+        """Go back to the last checkpoint, and drop the metrics written after it."""
+        # 1. Load, then keep the lines of the past only: the rest will be written again.
+        self.step = load_checkpoint(self.run_folder / "checkpoint" / "state.safetensors", self.model, self.optimizers)
+        path = self.run_folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= self.step]
+        write_atomically(path, "".join(line + "\n" for line in kept))
+
+    def train(self, bar=None) -> bool:
+        """Train until `max_steps`; return True when finished, False when interrupted (and saved).
+
+        Ctrl-C ends the run after the step in progress, so that weights and averages always belong together.
+        """
+        # 1. Turn an interrupt into a polite request.
+        previous = signal.signal(signal.SIGINT, self._request_stop)
+        self.model.train()
+        try:
+            self._loop(bar)
+        finally:
+            signal.signal(signal.SIGINT, previous)
+        # 2. Save in every case: at the end to go on with more steps, at an interrupt to go on at all.
+        self.save()
+        return self.step >= self.config.max_steps
+
+    def _request_stop(self, *_) -> None:
+        """Remember that somebody pressed Ctrl-C."""
+        self.stop_requested = True
+
+    def _loop(self, bar) -> None:
+        """Step, evaluate, save, until done or asked to stop."""
+        # 1. Count tokens and the seconds spent on steps alone, for an honest speed.
+        c, losses, seconds = self.config, [], 0.0
+        tokens_per_step = c.batch_size * self.train_rows.context * c.grad_accum_steps
+        if self.step == 0:
+            self._record({"step": 0, "tokens_per_second": None, "loss": None})
+        # 2. Step until done, or until somebody asks to stop.
+        while self.step < c.max_steps and not self.stop_requested:
+            began = time.perf_counter()
+            metrics = self.train_step()
+            seconds += time.perf_counter() - began
+            losses.append(metrics["loss"])
+
+            # 3. Show and write down, at intervals, and save rarely: a checkpoint is three times the model.
+            speed = tokens_per_step * len(losses) / seconds
+            if bar is not None:
+                bar.set_postfix_str(f"loss {np.mean(losses[-20:]):.3f}, {speed / 1000:.1f}k tokens/s", refresh=False)
+                bar.update()
+            if self.evaluation_due():
+                self._record(metrics | {"loss": float(np.mean(losses)), "tokens_per_second": round(speed)})
+                losses, seconds = [], 0.0
+            # 4. Save before an evaluation's report could be lost.
+            if self.step % c.checkpoint_every == 0:
+                self.save()
+
+    def _record(self, metrics: dict) -> None:
+        """Measure the validation loss, let the caller add to it, and append a line to metrics.jsonl."""
+        # 1. Measure, and let the caller look (a sample, a share of stories that parse).
+        metrics["validation_bits_per_byte"] = self.evaluate()
+        if self.on_evaluation is not None:
+            self.on_evaluation(self, metrics)
+        with open(self.run_folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")

@@ -1,0 +1,38 @@
+"""The settings of generation: how the next token is drawn, and when to stop.
+
+Nothing here needs PyTorch, so `main.py` can read its command line in an instant.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How to choose among the model's guesses; the defaults change nothing but the temperature.
+
+    temperature 0 always takes the likeliest token, below 1 sharpens, above 1 flattens. top_k 0, top_p 1,
+    min_p 0 and repetition_penalty 1 switch these filters off.
+    Raises ValueError naming the setting, its value and its range.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    max_new_tokens: int = 250
+    seed: int = 0
+
+    def __post_init__(self):
+        # 1. Hold every setting against its range; the message says which to choose.
+        ranges = {
+            "temperature": (self.temperature >= 0, "0 or above; 0 means always the likeliest token"),
+            "top_k": (self.top_k >= 0, "0 or above; 0 means no limit"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1; 1 means no limit"),
+            "min_p": (0 <= self.min_p < 1, "0 or above and below 1; 0 means no limit"),
+            "repetition_penalty": (self.repetition_penalty > 0, "above 0; 1 means none"),
+            "max_new_tokens": (self.max_new_tokens >= 1, "1 or above"),
+        }
+        for name, (holds, rule) in ranges.items():
+            if not holds:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be {rule}")

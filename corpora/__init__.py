@@ -1,0 +1,1 @@
+"""Texts that need no network, and the readers of all the others."""

@@ -1,0 +1,212 @@
+"""Train a GPT, and let it tell a story: this file reads the command line and stitches the chapters together.
+
+    python main.py                   train the tiny model on children's stories, then hear three
+    python main.py train --help      every setting of model and training
+    python main.py generate --prompt "Once upon a time"
+    python main.py chat              begin a story, the model goes on
+    python main.py info              sizes, parameters, memory
+
+PyTorch is imported after the arguments are read, so that help and mistakes answer at once.
+"""
+
+import argparse
+import dataclasses
+import shlex
+import sys
+import types
+import typing
+from pathlib import Path
+
+from chapters.ch07_config import PRESETS, GPTConfig, count_parameters, flops_per_token, memory_bytes
+from chapters.ch08_config import TrainConfig
+from chapters.ch09_config import SamplingConfig
+
+# Everything is found from this file, wherever the command was typed.
+ROOT = Path(__file__).resolve().parent
+RUNS, STORYTELLER = ROOT / "runs", ROOT / "models" / "storyteller"
+END, PROMPT = "<|endoftext|>", "Once upon a time"
+
+
+def add_fields(parser: argparse.ArgumentParser, config: type, title: str) -> None:
+    """Add a flag for every field of a settings dataclass, so that flags and fields cannot differ."""
+    # 1. Read the type of each field; of "int | None" the int is what can be typed.
+    group = parser.add_argument_group(title)
+    for field in dataclasses.fields(config):
+        kinds = [kind for kind in typing.get_args(field.type) or [field.type] if kind is not types.NoneType]
+        if kinds[0] is bool:
+            kind = {"action": argparse.BooleanOptionalAction}
+        else:
+            kind = {"type": kinds[0] if kinds[0] is not dict else read_json, "metavar": kinds[0].__name__.upper()}
+        # 2. Leave unset what was not typed: then a preset or the default speaks.
+        flag = "--" + field.name.replace("_", "-")
+        group.add_argument(flag, **kind, default=None, help=f"default {field.default}")
+
+
+def read_json(text: str) -> dict:
+    """Return the dictionary that a flag spells as JSON."""
+    import json
+
+    return json.loads(text)
+
+
+def chosen(config: type, args: argparse.Namespace) -> dict:
+    """Return the fields of a settings dataclass that were given on the command line."""
+    names = (field.name for field in dataclasses.fields(config))
+    return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+
+
+def read_arguments(argv: list[str]) -> argparse.Namespace:
+    """Return the command and its settings; a mistake ends in one line and exit code 2."""
+    # 1. Describe the commands. Without one, the whole journey is meant.
+    parser = argparse.ArgumentParser(prog="main.py", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", metavar="{train,generate,chat,info}")
+    train = commands.add_parser("train", help="train a model and write a run folder")
+    train.add_argument("--data", default="stories", help="'stories', or the path of a text file")
+    train.add_argument("--preset", default="tiny", choices=PRESETS, help="the model's sizes, before other flags")
+
+    # 2. Let a run be named, or continued.
+    train.add_argument("--name", help="name of the new folder in runs/")
+    train.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with an interrupted run")
+    add_fields(train, GPTConfig, "model")
+    add_fields(train, TrainConfig, "training")
+
+    # 3. Describe what can be done with a trained model.
+    generate = commands.add_parser("generate", help="continue a text")
+    generate.add_argument("--prompt", default=PROMPT, help="how the text begins")
+    generate.add_argument("--count", type=int, default=1, help="how many continuations")
+    chat = commands.add_parser("chat", help="begin a story, the model goes on, you go on, …")
+    info = commands.add_parser("info", help="parameters, work and memory of a model")
+
+    # 4. Give these three a model to work with.
+    info.add_argument("--preset", choices=PRESETS, help="a preset instead of a model folder")
+    for command in (generate, chat, info):
+        command.add_argument("--model", type=Path, help="a model folder (default: newest run, or models/storyteller)")
+    for command in (generate, chat):
+        command.add_argument("--stop", action="append", default=[], help="end before this text; may be repeated")
+        add_fields(command, SamplingConfig, "sampling")
+    return parser.parse_args(argv or ["train"])
+
+
+def default_model() -> Path:
+    """Return the folder of the newest finished run, or of the storyteller that comes with the book."""
+    finished = sorted(RUNS.glob("*/model.safetensors"), key=lambda path: path.stat().st_mtime)
+    return finished[-1].parent if finished else STORYTELLER
+
+
+def open_model(folder: Path | None):
+    """Return a model and its tokenizer, ready to speak, and say which they are."""
+    # 1. Import here: by now the arguments have been read.
+    from chapters.ch02_tokenization import BPETokenizer
+    from chapters.ch07_gpt_model import GPT
+    from chapters.ch08_scale import choose_device
+
+    # 2. Open both from one folder; ids of one tokenizer mean nothing to another model.
+    folder = folder or default_model()
+    print(f"({folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder} speaks)", file=sys.stderr)
+    return GPT.from_pretrained(folder).to(choose_device()), BPETokenizer.load(folder)
+
+
+def say(model, tokenizer, text: str, config: SamplingConfig, stop=()) -> str:
+    """Print a continuation of `text` as it is made, and return it."""
+    from chapters.ch09_inference import generate, stream_text
+
+    # 1. Begin every text as every training text began: after an end token.
+    said, ids = "", [tokenizer.eot_id, *tokenizer.encode(text)]
+    for piece in stream_text(tokenizer, generate(model, ids, config, [tokenizer.eot_id]), stop):
+        print(piece, end="", flush=True)
+        said += piece
+    return said
+
+
+def run_generate(args: argparse.Namespace) -> int:
+    """Continue a prompt, `--count` times with different seeds."""
+    # 1. Check the settings before the model is loaded: a mistake should not cost a wait.
+    config = SamplingConfig(**chosen(SamplingConfig, args))
+    model, tokenizer = open_model(args.model)
+    for number in range(args.count):
+        print(args.prompt, end="", flush=True)
+        say(model, tokenizer, args.prompt, dataclasses.replace(config, seed=config.seed + number), args.stop)
+        print("\n" if number + 1 < args.count else "")
+    return 0
+
+
+def run_chat(args: argparse.Namespace) -> int:
+    """Tell a story in turns: you write, the model goes on from all that was said."""
+    # 1. Explain the game once.
+    config = SamplingConfig(**chosen(SamplingConfig, args))
+    model, tokenizer = open_model(args.model)
+    print(f"Begin a story, for example: {PROMPT}. An empty line starts a new one, Ctrl-D ends.")
+    story = ""
+    # 2. Take turns. The story so far is the prompt, so the model remembers who is in it.
+    while True:
+        try:
+            line = input("> ")
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return 0
+        # 3. Start anew on an empty line; otherwise let the model go on.
+        story = f"{story} {line}".strip() if line.strip() else ""
+        if story:
+            story += say(model, tokenizer, story, config, args.stop)
+            print()
+            config = dataclasses.replace(config, seed=config.seed + 1)
+
+
+def run_info(args: argparse.Namespace) -> int:
+    """Print a model's sizes, its parameters by part, and what it costs to run and to train."""
+    # 1. Read sizes from a preset, or from a folder's config.json.
+    if args.preset:
+        name, config = args.preset, PRESETS[args.preset]
+    else:
+        model, _ = open_model(args.model)
+        name, config = str(args.model or default_model().name), model.config
+    print(f"{name}: {config}\n")
+
+    # 2. Print what follows from them.
+    parts, context = count_parameters(config), config.max_seq_len
+    for part, number in parts.items():
+        print(f"  {part:14} {number:>13,} parameters {number / parts['total']:7.1%}")
+    for kind, flops in flops_per_token(config, context).items():
+        print(f"  {kind:14} {flops / 1e6:>13,.1f} million operations per token at a context of {context}")
+    for kind, size in memory_bytes(config, context).items():
+        print(f"  {kind:14} {size / 2**20:>13,.1f} MiB")
+    return 0
+
+
+def run_train(args: argparse.Namespace) -> int:
+    """Train a model, watch it learn, write the run folder, and let the model speak."""
+    from chapters.ch10_journey import Journey
+
+    # 1. Settle all settings first; what contradicts itself must not cost three minutes.
+    if args.resume:
+        journey = Journey.resume(args.resume)
+    else:
+        model_config = dataclasses.replace(PRESETS[args.preset], **chosen(GPTConfig, args))
+        train_config = TrainConfig(**chosen(TrainConfig, args))
+        command = shlex.join(["python", "main.py", *sys.argv[1:]])
+        name = args.name or f"{Path(args.data).stem}-{args.preset}"
+        journey = Journey.begin(args.data, name, model_config, train_config, RUNS, command)
+    # 2. Train, then tell.
+    finished = journey.train()
+    if finished:
+        journey.tell(count=3)
+    return 0 if finished else 130
+
+
+COMMANDS = {"train": run_train, "generate": run_generate, "chat": run_chat, "info": run_info}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return the exit code: 0 done, 2 a mistake in what was asked, 130 interrupted."""
+    # 1. Turn what the reader can mend into one line; a traceback is for bugs in the book.
+    args = read_arguments(sys.argv[1:] if argv is None else argv)
+    try:
+        return COMMANDS[args.command](args)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
