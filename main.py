@@ -182,7 +182,7 @@ def run_train(args: argparse.Namespace) -> int:
     if args.resume:
         journey = Journey.resume(args.resume)
     else:
-        model_config = dataclasses.replace(PRESETS[args.preset], **chosen(GPTConfig, args))
+        model_config = PRESETS[args.preset].resized(**chosen(GPTConfig, args))
         train_config = TrainConfig(**chosen(TrainConfig, args))
         command = shlex.join(["python", "main.py", *sys.argv[1:]])
         name = args.name or f"{Path(args.data).stem}-{args.preset}"

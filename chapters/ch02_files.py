@@ -13,11 +13,7 @@ from pathlib import Path
 import tiktoken
 
 from chapters.ch02_merges import Pair, glue
-
-# The rule that cuts a text into pre-tokens, roughly words with the space before them; no merge crosses a cut.
-# GPT-2's is the default: tokenizers everywhere know it by heart, and on children's stories the later
-# patterns (which bundle a mark with the word after it and cut numbers into threes) win nothing.
-GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+from chapters.ch02_splitting import GPT2_PATTERN
 
 Parts = tuple[dict[int, bytes], list[Pair], dict[str, int], str]
 
@@ -140,9 +136,9 @@ def _pattern_of(cutting: dict) -> str:
         return GPT2_PATTERN
 
     # 2. Else a pattern of its own must come first, and each match must be one piece.
-    if kinds == ["Split", "ByteLevel"] and not steps[1].get("use_regex", True):
-        if steps[0]["behavior"] == "Isolated" and not steps[0].get("invert"):
-            return str(steps[0]["pattern"]["Regex"])
+    whole = kinds == ["Split", "ByteLevel"] and steps[0]["behavior"] == "Isolated" and not steps[0].get("invert")
+    if whole and not steps[1].get("use_regex", True):
+        return str(steps[0]["pattern"]["Regex"])
     raise ValueError(f"its pre-tokenizer {kinds} cuts text in a way this tokenizer does not know")
 
 

@@ -19,25 +19,22 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, islice, pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
-import regex
 import tiktoken
 
-from chapters.ch02_files import GPT2_PATTERN, read_tiktoken, read_tokenizer_json, write_tokenizer_json
+from chapters.ch02_files import read_tiktoken, read_tokenizer_json, write_tokenizer_json
 from chapters.ch02_merges import Pair, apply_merges, learn_merges
+from chapters.ch02_splitting import GPT2_PATTERN, WordSplitter
 
 END_OF_TEXT = "<|endoftext|>"
+CACHE_WORDS = 1 << 17  # words remembered with their ids; a long text repeats most of its words
+LONG_WORD_BYTES = 256  # beyond this, replaying all merges beats looking for the best pair again and again
+BATCH_CHARACTERS = 1 << 18  # text that one thread encodes at a time
+UNSAFE_CHARACTERS = 1 << 17  # a stretch without a sure cut, such as a million spaces, can crash tiktoken
 
-BLOCK_CHARACTERS = 1 << 16  # how much text is held at a time while a stream is read
-CACHE_PIECES = 1 << 17  # words remembered with their ids; a long text repeats most of its words
-LONG_PIECE_BYTES = 256  # beyond this, replaying all merges beats looking for the best pair again and again
-
-# A cut that all patterns of the GPT family make: behind a letter or digit, before a mark or a space.
-# An apostrophe may belong to the word (it's), an accent that stands alone to its letter. (?r) looks from the end.
-_SURE_CUT = regex.compile(r"(?r)(?<=[\p{L}\p{N}])(?=[^\p{L}\p{N}\p{M}'])")
 
 class BPETokenizer:
     """Turns any text into token ids and back, with a vocabulary learned from text or loaded from a file.
@@ -64,12 +61,8 @@ class BPETokenizer:
         # 2. Refuse parts that do not fit, before anything is encoded wrongly.
         self._ranks = {pair: rank for rank, pair in reversed(list(enumerate(self.merges)))}
         self._check(len(ordinary))
-        # 3. Prepare the cutting: longest special token first, so that none hides a longer one.
-        self._split = regex.compile(pattern)
-        names = sorted(self.special_tokens, key=len, reverse=True)
-        self._special = regex.compile("|".join(map(regex.escape, names))) if names else None
-        self._longest_special = max(map(len, names), default=0)
-        # 4. Remember words. Text repeats its words, so most of them are looked up and not worked out again.
+        # 3. Prepare the cutting, and remember words: a text repeats its words, so most are only looked up.
+        self._splitter = WordSplitter(pattern, self.special_tokens)
         self._cache: dict[str, list[int]] = {}
 
     def _check(self, num_ordinary: int) -> None:
@@ -124,12 +117,12 @@ class BPETokenizer:
             raise ValueError(f"vocab_size {vocab_size} is below {256 + len(names)}: 256 bytes and the special tokens")
 
         # 2. Count words. All later work is done once per different word, not once per word of the text.
-        cutter = cls({byte: bytes([byte]) for byte in range(256)}, [], {name: 256 + i for i, name in enumerate(names)}, pattern)
+        splitter = WordSplitter(pattern, names)
         word_counts: Counter[str] = Counter()
         for document in [text] if isinstance(text, str) else text:
-            for block in cutter._blocks([document], True):
-                for part, is_special in cutter._parts(block, True):
-                    word_counts.update([] if is_special else cutter._split.findall(part))
+            for block in splitter.blocks([document], True):
+                plain = [part for part, is_special in splitter.parts(block, True) if not is_special]
+                word_counts.update(chain.from_iterable(map(splitter.words, plain)))
 
         # 3. Learn the merges and number the tokens.
         merges = learn_merges({_utf8(word): count for word, count in word_counts.items()}, num_merges)
@@ -152,35 +145,31 @@ class BPETokenizer:
         Chunks may be cut anywhere, inside a word or a special token: the ids are those of the whole.
         Memory grows only with the longest stretch that has no certain cut, such as one endless word.
         """
-        for block in self._blocks(chunks, allow_special):
-            for part, is_special in self._parts(block, allow_special):
-                if is_special:
-                    yield self.special_tokens[part]
-                else:
-                    yield from self._encode_ordinary(part)
+        for block in self._splitter.blocks(chunks, allow_special):
+            for part, is_special in self._splitter.parts(block, allow_special):
+                yield from [self.special_tokens[part]] if is_special else self._encode_ordinary(part)
 
-    def _encode_ordinary(self, text: str) -> Iterator[int]:
-        """Yield the ids of a text without special tokens, word by word."""
-        for piece in self._split.findall(text):
-            ids = self._cache.get(piece)
-            if ids is None:
-                ids = self._encode_piece(piece)
-            yield from ids
+    def _encode_ordinary(self, text: str) -> list[int]:
+        """Return the ids of a text without special tokens, word by word."""
+        ids: list[int] = []
+        for word in self._splitter.words(text):
+            ids += self._cache.get(word) or self._encode_word(word)
+        return ids
 
-    def _encode_piece(self, piece: str) -> list[int]:
+    def _encode_word(self, word: str) -> list[int]:
         """Return the ids of one pre-token, and remember them if it is short enough to come again."""
-        # 1. Take a whole token at once, as tiktoken does.
-        word = _utf8(piece)
-        if word in self._ids:
-            ids = [self._ids[word]]
-        elif len(word) <= LONG_PIECE_BYTES:
-            ids = [self._ids[part] for part in apply_merges(word, self._ranks)]
+        # 1. Take a whole token at once, as tiktoken does; else glue the bytes.
+        data = _utf8(word)
+        if data in self._ids:
+            ids = [self._ids[data]]
+        elif len(data) > LONG_WORD_BYTES:
+            return self._encode_long(data)
         else:
-            return self._encode_long(word)
+            ids = [self._ids[part] for part in apply_merges(data, self._ranks)]
         # 2. Forget all when full: a stream of random words must not fill the memory.
-        if len(self._cache) >= CACHE_PIECES:
+        if len(self._cache) >= CACHE_WORDS:
             self._cache.clear()
-        self._cache[piece] = ids
+        self._cache[word] = ids
         return ids
 
     def _encode_long(self, word: bytes) -> list[int]:
@@ -198,51 +187,12 @@ class BPETokenizer:
         ids = {letter: self._ids[token] for token, letter in letters.items()}
         return [ids[letter] for letter in text]
 
-    def _parts(self, text: str, allow_special: bool) -> Iterator[tuple[str, bool]]:
-        """Yield the text in order as (part, is it a special token)."""
-        # 1. Walk from one special token to the next; without permission there are none.
-        start = 0
-        for match in self._special.finditer(text) if self._special and allow_special else ():
-            yield text[start : match.start()], False
-            yield match.group(), True
-            start = match.end()
-        # 2. Give the rest.
-        yield text[start:], False
-
-    def _blocks(self, chunks: Iterable[str], allow_special: bool) -> Iterator[str]:
-        """Yield the joined chunks in blocks that end where every reading of the text has a cut."""
-        # 1. Gather slices of bounded size, so that one huge string is treated like a stream.
-        buffer, limit = "", BLOCK_CHARACTERS
-        for chunk in chunks:
-            for start in range(0, len(chunk), BLOCK_CHARACTERS):
-                buffer += chunk[start : start + BLOCK_CHARACTERS]
-                # 2. Cut late. If there is no sure cut, wait for twice as much: looking again each time would be quadratic.
-                if len(buffer) >= limit:
-                    cut = self._last_cut(buffer, allow_special)
-                    if cut:
-                        yield buffer[:cut]
-                        buffer = buffer[cut:]
-                    limit = max(BLOCK_CHARACTERS, 2 * len(buffer))
-        # 3. Give what is left: its end is the end of the text.
-        yield buffer
-
-    def _last_cut(self, text: str, allow_special: bool) -> int:
-        """Return the last place where text surely cuts, outside every special token; 0 if there is none."""
-        # 1. Stay clear of the end, where a special token may have begun.
-        reach = self._longest_special if allow_special else 0
-        for match in _SURE_CUT.finditer(text, 0, max(0, len(text) - reach)):
-            # 2. Reject a cut inside a special token, wherever that one begins.
-            cut = match.start()
-            near = self._special.finditer(text, max(0, cut - reach), cut + reach, overlapped=True) if reach else ()
-            if not any(special.start() < cut < special.end() for special in near):
-                return cut
-        return 0
-
     def encode_documents(self, documents: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return all documents' ids in one array, each document closed by <|endoftext|>, and where each ends.
 
         This is the bulk way, with tiktoken and all processor cores. Text that looks like a special token stays text.
-        Shapes: ids (T,) of uint16, or uint32 for a vocabulary above 65 536; ends (documents,), one behind each end token.
+        Shapes: ids (T,) of uint16, or uint32 for a vocabulary above 65 536; ends (documents,), each one behind
+        its document's <|endoftext|>.
         Raises ValueError for a lone surrogate, or where the vocabulary has no <|endoftext|>.
         """
         # 1. Demand the mark, or two documents would run into each other.
@@ -251,17 +201,38 @@ class BPETokenizer:
         encoding = self.to_tiktoken()
         dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
 
-        def encode_batch(batch: list[str]) -> tuple[np.ndarray, list[int]]:
-            """Encode some documents in one go: threads work at the same time, since tiktoken runs outside Python."""
-            ids = [[*encoding.encode_ordinary(_checked(text)), self.eot_id] for text in batch]
-            return np.fromiter(chain.from_iterable(ids), dtype), [len(document) for document in ids]
-
-        # 2. Share the work in batches large enough to hide the cost of handing them over.
-        source = iter(documents)
+        # 2. Encode batches side by side: tiktoken works outside Python, so threads really share the work.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            done = list(pool.map(encode_batch, iter(lambda: list(islice(source, 256)), [])))
-        tokens = np.concatenate([ids for ids, _ in done]) if done else np.zeros(0, dtype)
-        return tokens, np.cumsum([length for _, lengths in done for length in lengths], dtype=np.int64)
+            arrays = pool.map(lambda batch: self._encode_batch(batch, encoding).astype(dtype), self._batches(documents))
+            ids = np.concatenate([np.zeros(0, dtype), *arrays])
+        return ids, np.flatnonzero(ids == self.eot_id) + 1
+
+    def _batches(self, documents: Iterable[str]) -> Iterator[list[str | None]]:
+        """Yield lists of blocks of text of about BATCH_CHARACTERS, with None where a document ends."""
+        # 1. Cut long documents too, so that one huge file also keeps all threads busy.
+        batch: list[str | None] = []
+        size = 0
+        for document in documents:
+            for block in chain(self._splitter.blocks([document], False), [None]):
+                batch.append(block)
+                size += len(block or "")
+            # 2. Hand over a full batch; many short documents make one, which hides the cost of handing over.
+                if size >= BATCH_CHARACTERS:
+                    yield batch
+                    batch, size = [], 0
+        yield batch
+
+    def _encode_batch(self, batch: list[str | None], encoding: tiktoken.Encoding) -> np.ndarray:
+        """Return the ids of a batch: by tiktoken in one go, by hand where tiktoken could go wrong."""
+        # 1. Join the blocks with the mark between documents.
+        text = "".join(END_OF_TEXT if block is None else block for block in batch)
+        _utf8(text)
+        # 2. Trust the marks only if all are ours: a document that spells one out must not end there.
+        longest = max((len(block or "") for block in batch), default=0)
+        if text.count(END_OF_TEXT) == batch.count(None) and longest <= UNSAFE_CHARACTERS:
+            return encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT}, disallowed_special=())
+        ids = [[self.eot_id] if block is None else self._encode_ordinary(block) for block in batch]
+        return np.fromiter(chain.from_iterable(ids), np.uint32)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """Return the bytes of these tokens; a character may lie across two of them.
@@ -323,9 +294,3 @@ def _utf8(text: str) -> bytes:
         raise ValueError(
             f"text has the lone surrogate {bad}, half a character: repair it with text.encode('utf-8', 'replace')"
         ) from None
-
-
-def _checked(text: str) -> str:
-    """Return the text if it can be written in bytes. tiktoken would silently replace what cannot."""
-    _utf8(text)
-    return text

@@ -156,10 +156,13 @@ class MultiHeadAttention(nn.Module):
 
         Shapes: x (B, T, C), cos and sin (T, D/2), mask (T, S) or (B, 1, T, S) of booleans -> (B, T, C).
         """
-        # 1. Make queries, keys and values, and remember the latter two when generating.
+        # 1. Make queries, keys and values, and remember the latter two when generating. The kernel's own causal
+        # rule counts from the oldest key, so several tokens behind a cached past need a mask.
         q, k, v = self.project(x, cos, sin)  # (B, H, T, D), (B, K, T, D), (B, K, T, D)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, K, S, D), (B, K, S, D)
+            if mask is None and 1 < q.shape[2] < k.shape[2]:
+                mask = causal_mask(q.shape[2], k.shape[2], device=x.device)  # (T, S)
 
         # 2. Let groups of query heads share keys and values, where there are fewer of these.
         if self.num_kv_heads < self.num_heads:

@@ -8,6 +8,13 @@ line and answer questions about a model in an instant. Chapter 7 builds the mode
 import dataclasses
 
 
+# What each kind of context scaling (chapter 4) must say about itself.
+ROPE_SCALING_FIELDS = {
+    "default": set(), "linear": {"factor"},
+    "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class GPTConfig:
     """Every size and switch of a GPT; it checks itself, so an impossible model is never built.
@@ -34,13 +41,15 @@ class GPTConfig:
     dropout: float = 0.0
 
     def __post_init__(self):
-        # 1. Fill in what follows from other fields. A frozen dataclass wants it said this way.
-        object.__setattr__(self, "num_kv_heads", self.num_kv_heads or self.num_heads)
-        sizes = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "d_ff", "max_seq_len")
-        # 2. Check sizes first: the rules below divide by them.
-        for name in sizes:
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)!r}: it must be a whole number above 0")
+        # 1. Check sizes first: the rules below divide by them. None stands for "as the other fields say".
+        for name in ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff", "max_seq_len"):
+            size, open_to_choice = getattr(self, name), name in ("num_kv_heads", "head_dim")
+            if not (size is None and open_to_choice) and (type(size) is not int or size < 1):
+                raise ValueError(f"{name} is {size!r}: it must be a whole number above 0")
+
+        # 2. Fill in what follows from other fields. A frozen dataclass wants it said this way.
+        if self.num_kv_heads is None:
+            object.__setattr__(self, "num_kv_heads", self.num_heads)
 
         # 3. Check what must divide.
         if self.head_dim is None:
@@ -54,6 +63,8 @@ class GPTConfig:
             f"head_dim {self.head_dim} is odd: RoPE turns pairs, choose an even one": self.head_dim % 2 == 0,
             f"num_heads {self.num_heads} is not divisible by num_kv_heads {self.num_kv_heads}: change one":
                 self.num_heads % self.num_kv_heads == 0,
+            f"norm_eps {self.norm_eps} is not above 0: 1e-5 is a usual value": self.norm_eps > 0,
+            f"rope_theta {self.rope_theta} is not above 0: 10000.0 is a usual value": self.rope_theta > 0,
             f"dropout {self.dropout} is outside [0, 1): 0.1 is a usual value": 0 <= self.dropout < 1,
             f"sliding_window {self.sliding_window} is below 1: leave it out for full attention":
                 self.sliding_window is None or self.sliding_window > 0,
@@ -61,6 +72,25 @@ class GPTConfig:
         for message, holds in rules.items():
             if not holds:
                 raise ValueError(message)
+        # 5. Check the scaling of positions, which has fields of its own.
+        kind = (self.rope_scaling or {"rope_type": "default"}).get("rope_type")
+        missing = sorted(ROPE_SCALING_FIELDS.get(kind, set()) - (self.rope_scaling or {}).keys())
+        if kind not in ROPE_SCALING_FIELDS or missing:
+            raise ValueError(f"rope_scaling {self.rope_scaling}: rope_type must be one of {', '.join(ROPE_SCALING_FIELDS)}"
+                             + (f", and {kind} needs {', '.join(missing)}" if missing else ""))
+
+    def resized(self, **changes) -> "GPTConfig":
+        """Return this config with some fields changed, and those that follow from them worked out anew.
+
+        `dataclasses.replace` would keep the old head size under a new width.
+        """
+        # 1. Forget what was derived, so that it is derived again; what was chosen by hand stays.
+        derived = {}
+        if self.head_dim * self.num_heads == self.d_model:
+            derived["head_dim"] = None
+        if self.num_kv_heads == self.num_heads:
+            derived["num_kv_heads"] = None
+        return dataclasses.replace(self, **derived | changes)
 
 
 # Four sizes. The vocabularies of the first two are small because a 50 257-row table would cost a tiny
@@ -103,7 +133,7 @@ def flops_per_token(config: GPTConfig, context: int) -> dict[str, int]:
 
     Source: Kaplan et al. 2020 (arXiv 2001.08361), section 2.1.
     """
-    parts = count_parameters(config)
+    parts = count_parameters(dataclasses.replace(config, qkv_bias=False, qk_norm=False))
     matrices = parts["attention"] + parts["feed_forward"] + config.vocab_size * config.d_model
     attention = 2 * 2 * config.num_layers * context * config.num_heads * config.head_dim
     forward = 2 * matrices + attention

@@ -89,9 +89,9 @@ class GPT(nn.Module):
             )
         cos, sin = self.rope_cos[past : past + length], self.rope_sin[past : past + length]  # (T, D/2), (T, D/2)
 
-        # 2. Let chapter 5's plain rule serve where it can; windows and cached prefixes need a mask of their own.
+        # 2. Let chapter 5's plain rule serve where it can; a window shorter than the text needs a mask of its own.
         mask, window = None, self.config.sliding_window
-        if (window is not None and past + length > window) or (past and length > 1):
+        if window is not None and past + length > window:
             mask = causal_mask(length, past + length, window, ids.device)  # (T, S)
 
         # 3. Climb the tower. Each block adds to x; nothing is overwritten.

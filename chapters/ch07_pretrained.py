@@ -97,20 +97,25 @@ def config_from_hf(hf: dict) -> GPTConfig:
     if family not in FAMILIES:
         raise ValueError(f"config.json says model_type {family!r}: known here are {', '.join(FAMILIES)}")
     fields = {ours: hf[theirs] for ours, theirs in CONFIG_NAMES.items() if hf.get(theirs) is not None}
+    fields.setdefault("norm_eps", 1e-6)
     missing = {"vocab_size", "d_model", "num_layers", "num_heads", "d_ff", "max_seq_len"} - fields.keys()
     if missing:
         raise ValueError(f"config.json lacks {', '.join(CONFIG_NAMES[name] for name in sorted(missing))}")
+    if hf.get("hidden_act", "silu") != "silu":
+        raise ValueError(f"config.json says hidden_act {hf['hidden_act']!r}: only 'silu' is known here")
+    if family in ("qwen2", "qwen3") and hf.get("use_sliding_window"):
+        raise ValueError("config.json says use_sliding_window: a sliding_window in some layers only is not known here")
 
     # 2. Read the rotation: `rope_parameters` since Transformers 5, two separate fields before.
     rope = dict(hf.get("rope_parameters") or {})
     theta = rope.pop("rope_theta", None) or hf.get("rope_theta") or 10000.0
-    scaling = rope or hf.get("rope_scaling")
-    if scaling and scaling.get("rope_type", scaling.get("type")) in (None, "default"):
-        scaling = None
+    scaling = dict(rope or hf.get("rope_scaling") or {})
+    kind = scaling.pop("type", None) or scaling.get("rope_type") or "default"
+    scaling = scaling | {"rope_type": kind} if kind != "default" else None
 
     # 3. Add the switches that a family implies without a field. A window counts only where it is used.
     fields["tie_embeddings"] = bool(hf.get("tie_word_embeddings", False))
-    if family in ("qwen2", "qwen3") and not hf.get("use_sliding_window", False):
+    if family in ("qwen2", "qwen3"):
         fields.pop("sliding_window", None)
     return GPTConfig(
         **fields, rope_theta=float(theta), rope_scaling=scaling, qkv_bias=family == "qwen2", qk_norm=family == "qwen3"
@@ -160,10 +165,13 @@ def load_model(cls: type[GPT], folder: str | Path) -> GPT:
     # 1. Read the sizes.
     folder = Path(folder)
     try:
-        config = config_from_hf(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        hf = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "model.safetensors")
-    except (OSError, json.JSONDecodeError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder} does not hold a readable model: {error}") from error
+    if not isinstance(hf, dict):
+        raise ValueError(f"{folder}/config.json does not hold a JSON object of settings")
+    config = config_from_hf(hf)
 
     # 2. Compare names and shapes before anything is copied, so that the message can name the tensor.
     model = cls(config)

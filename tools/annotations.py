@@ -7,9 +7,8 @@
     # (B, T, C)       shapes, and nothing else, stand at the end of a line of code
     # reason          stands above each group of statements outside of functions and classes
 
-A paragraph's statements are counted with those nested in it; an inner function with numbers of its own counts
-as one. What explains itself is not counted: docstrings, imports, super().__init__(), a raise (its message
-says why), __all__, and the `if __name__` at the end of a script.
+Nested statements count; an inner function with numbers of its own counts as one. What explains itself does
+not count: docstrings, imports, super().__init__(), a raise (its message says why), `if __name__`.
 """
 
 import ast
@@ -22,7 +21,7 @@ from pathlib import Path
 # Started as a script, this file's own folder is searched for modules, not the folder above it.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools.source import ROOT, Comment, comments, first_line, nested_definitions, parse_note, steps  # noqa: E402
+from tools.source import ROOT, Comment, comments, first_line, lines_of, nested_definitions, parse_note, steps
 
 # The modules that a reader reads, and the limits that they keep.
 MODULES = ("chapters/*.py", "corpora/*.py", "engine/*.py", "explanations/*.py", "fine-tuning/*.py", "main.py")
@@ -74,7 +73,7 @@ def paragraph_problems(function: ast.stmt, remarks: list[Comment]) -> Problems:
 
 def definition_problems(tree: ast.Module, remarks: list[Comment]) -> Problems:
     """Yield missing docstrings and what is wrong inside of functions."""
-    # 1. Ask for a docstring wherever a reader may look a name up: not inside functions, not for __init__.
+    # 1. Ask for docstrings wherever a reader may look a name up: not inside functions, not for __init__.
     inner = {node for f in ast.walk(tree) if isinstance(f, DEFINITIONS[:2]) for node in nested_definitions(f)}
     for node in (node for node in ast.walk(tree) if isinstance(node, DEFINITIONS)):
         if not (node in inner or node.name.startswith("__") or ast.get_docstring(node)):
@@ -113,19 +112,14 @@ def module_problems(tree: ast.Module, remarks: list[Comment]) -> Problems:
         explained.add(node.end_lineno)
 
 
-def lines_of(nodes: list[ast.AST]) -> set[int]:
-    """Return the numbers of all lines that these statements cover."""
-    return {line for node in nodes for line in range(node.lineno, node.end_lineno + 1)}
-
-
 def check(name: str, source: str) -> list[str]:
     """Return `file:line: what is wrong` for one module, top to bottom; an empty list: all is explained."""
     # 1. Tell lines of words from lines of code. An import is neither.
     tree, remarks = ast.parse(source), comments(source)
     filled = {number for number, line in enumerate(source.splitlines(), 1) if line.strip()}
     owners = [node for node in ast.walk(tree) if isinstance(node, (ast.Module, *DEFINITIONS))]
-    words = lines_of([node.body[0] for node in owners if node.body and ast.get_docstring(node)]) & filled
-    words |= {remark.line for remark in remarks if remark.alone}
+    docstrings = [node.body[0] for node in owners if node.body and ast.get_docstring(node)]
+    words = lines_of(docstrings) & filled | {remark.line for remark in remarks if remark.alone}
 
     # 2. Apply the rules for each kind of sentence.
     found = [*definition_problems(tree, remarks), *module_problems(tree, remarks)]
@@ -140,15 +134,15 @@ def check(name: str, source: str) -> list[str]:
         found.append((1, f"{spoken} lines of words on {code} of code: at least {MIN_WORDS_PER_CODE} to 1"))
 
     # 4. Measure the whole.
-    if (length := len(source.splitlines())) > MAX_FILE_LINES:
+    if (length := source.count("\n")) > MAX_FILE_LINES:
         found.append((1, f"the file has {length} lines, more than {MAX_FILE_LINES}: split it"))
     return [f"{name}:{line}: {message}" for line, message in sorted(found)]
 
 
 def main(names: list[str]) -> int:
     """Print the problems of the named modules, or of all; return 1 if there are any."""
-    paths = [Path(name).resolve() for name in names]
-    paths = paths or [path for pattern in MODULES for path in sorted(ROOT.glob(pattern))]
+    every = (path for pattern in MODULES for path in sorted(ROOT.glob(pattern)))
+    paths = [Path(name).resolve() for name in names] or list(every)
     found = [line for path in paths for line in check(str(path.relative_to(ROOT)), path.read_text("utf-8"))]
     print("\n".join(found) or f"{len(paths)} modules are explained")
     return 1 if found else 0

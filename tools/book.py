@@ -25,12 +25,13 @@ import tempfile
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 # Started as a script, this file's own folder is searched for modules, not the folder above it.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools.source import ROOT, excerpt  # noqa: E402
+from tools.source import ROOT, excerpt
 
 # The one place for the public address of this book, which is not public yet. Set it on the day it is,
 # then run --notebooks: every first cell carries it.
@@ -147,11 +148,6 @@ def refilled(root: Path, page: Path) -> str:
     return "\n".join(result + lines[done:])
 
 
-def pages(root: Path) -> list[Path]:
-    """Return every page of the book."""
-    return [page for pattern in PAGES for page in sorted(root.glob(pattern))]
-
-
 def notebook_cells(root: Path, script: Path) -> list[tuple[str, str]]:
     """Return (kind, text) of each cell that a notebook script describes, the setup cell included.
 
@@ -251,20 +247,24 @@ def notebook_problems(root: Path) -> Iterator[str]:
 
 def page_problems(root: Path, check: bool) -> Iterator[str]:
     """Renew every page, or with `check` yield what a renewal would change."""
-    for page in pages(root):
+    # 1. Compare before writing: a page that is current keeps its date.
+    for page in [page for pattern in PAGES for page in sorted(root.glob(pattern))]:
         current, wanted = page.read_text(encoding="utf-8"), refilled(root, page)
         if current != wanted and check:
             yield difference(str(page.relative_to(root)), current, wanted)
+
+        # 2. Write.
         elif current != wanted:
             page.write_text(wanted, encoding="utf-8")
 
 
-def run_notebooks(root: Path, names: list[str], write: bool) -> None:
-    """Run the named notebooks, or all, and write each as it is done. Raises ValueError at the first failure."""
+def run_notebooks(root: Path, names: list[str], write: bool) -> list[str]:
+    """Run the named notebooks, or all, and write each if asked. Raises ValueError at the first that fails."""
     for script in notebook_scripts(root, names):
         text = executed(root, script)
         if write:
             script.with_suffix(".ipynb").write_text(text, encoding="utf-8")
+    return []
 
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
@@ -275,17 +275,15 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     choice.add_argument("--check", action="store_true", help="change nothing, show what is stale")
     choice.add_argument("--notebooks", nargs="*", metavar="NAME", help="build, run and write notebooks")
     choice.add_argument("--execute", nargs="*", metavar="NAME", help="run notebooks, write nothing")
-    options = parser.parse_args(arguments)
 
-    # 2. Run notebooks, or look after pages. The first error ends it: its message names the place.
-    names, problems = options.notebooks if options.execute is None else options.execute, []
+    # 2. Run notebooks, or look after the copies. The first error ends it: its message names the place.
+    options = parser.parse_args(arguments)
+    names = options.notebooks if options.execute is None else options.execute
     try:
-        if names is None:
-            problems += [*page_problems(root, options.check), *notebook_problems(root)]
-        else:
-            run_notebooks(root, names, write=options.execute is None)
+        copies = chain(page_problems(root, options.check), notebook_problems(root))
+        problems = list(copies) if names is None else run_notebooks(root, names, options.execute is None)
     except ValueError as error:
-        problems.append(str(error))
+        problems = [str(error)]
 
     # 3. Say what is left to do.
     print("\n".join(problems) or "every copy is current", file=sys.stderr if problems else sys.stdout)

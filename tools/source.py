@@ -10,6 +10,7 @@ import io
 import re
 import textwrap
 import tokenize
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,11 @@ def first_line(node: ast.stmt) -> int:
     return min([node.lineno] + [decorator.lineno for decorator in getattr(node, "decorator_list", [])])
 
 
+def lines_of(nodes: Iterable[ast.stmt]) -> set[int]:
+    """Return the numbers of all lines that these statements cover, decorators included."""
+    return {line for node in nodes for line in range(first_line(node), node.end_lineno + 1)}
+
+
 def nested_definitions(node: ast.stmt) -> list[ast.stmt]:
     """Return the functions and classes defined anywhere inside a statement."""
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -56,9 +62,8 @@ def nested_definitions(node: ast.stmt) -> list[ast.stmt]:
 
 def steps(function: ast.stmt, remarks: list[Comment]) -> list[tuple[int, int]]:
     """Return (number, line) of each numbered comment of a function; a nested function keeps its own."""
-    nested = [range(first_line(inner), inner.end_lineno + 1) for inner in nested_definitions(function)]
-    own = [r for r in remarks if r.alone and function.lineno < r.line <= function.end_lineno]
-    own = [r for r in own if not any(r.line in lines for lines in nested)]
+    lines = lines_of([function]) - lines_of(nested_definitions(function))
+    own = [r for r in remarks if r.alone and r.line in lines]
     return [(int(match[1]), r.line) for r in own if (match := re.match(r"# (\d+)\. ", r.text))]
 
 
@@ -122,16 +127,18 @@ def parse_note(comment: str) -> list[ast.Tuple]:
 
     Raises ValueError for anything that is not shapes alone, or a letter without a meaning.
     """
-    # 1. Read the text as Python: a tuple is one shape, a tuple of tuples several.
+    # 1. Read the text as Python, in which a shape is a tuple.
     wrong = f"{comment!r} is no shape note: write shapes alone, such as # (B, T, C) or # (V,), (B, H*D)"
     try:
         whole = ast.parse(comment.lstrip("# "), mode="eval").body
     except SyntaxError:
         raise ValueError(wrong) from None
 
-    # 2. Accept arithmetic on known letters, nothing else.
+    # 2. Tell one shape from several, which make a tuple of tuples.
     parts = getattr(whole, "elts", [])
     shapes = parts if parts and all(isinstance(part, ast.Tuple) for part in parts) else [whole]
+
+    # 3. Accept arithmetic on known letters, nothing else.
     nodes = [node for shape in shapes for dim in getattr(shape, "elts", []) for node in ast.walk(dim)]
     sizes = [n for n in nodes if getattr(n, "id", "") in LETTERS or type(getattr(n, "value", "")) is int]
     signs = [n for n in nodes if isinstance(n, ARITHMETIC)]

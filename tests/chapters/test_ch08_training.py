@@ -5,16 +5,21 @@ import json
 import math
 import os
 import signal
+from itertools import pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from torch import nn
 
+from chapters import ch08_scale
 from chapters.ch07_gpt_model import GPT, GPTConfig
-from chapters.ch08_scale import autocast
+from chapters.ch08_muon import Muon, orthogonalize
+from chapters.ch08_run import read_metrics
+from chapters.ch08_scale import autocast, choose_dtype, has_native_bf16
 from chapters.ch08_training import (
     AdamW,
     Trainer,
@@ -22,6 +27,7 @@ from chapters.ch08_training import (
     clip_gradients,
     cosine_warmup_lr,
     cross_entropy,
+    get_batch,
     make_optimizers,
     parameter_groups,
 )
@@ -50,10 +56,10 @@ def layer_with_gradients(scale: float) -> nn.Module:
 @pytest.fixture
 def trainer(rows, tmp_path):
     """Make trainers on the same rows and first weights, each with a run folder of its own."""
-    def make(name: str = "run", dropout: float = 0.0, on_evaluation=None, **changes) -> Trainer:
+    def make(name: str = "run", dropout: float = 0.0, tied: bool = True, on_evaluation=None, **changes) -> Trainer:
         torch.manual_seed(8)
         (tmp_path / name).mkdir(exist_ok=True)
-        model = GPT(dataclasses.replace(SMALL, dropout=dropout))
+        model = GPT(dataclasses.replace(SMALL, dropout=dropout, tie_embeddings=tied))
         return Trainer(model, rows, rows, dataclasses.replace(QUICK, **changes), tmp_path / name, on_evaluation)
 
     return make
@@ -158,26 +164,218 @@ def test_matrices_decay_vectors_do_not_and_each_number_is_moved_by_one_optimizer
 
 # The loop.
 
-def test_a_step_is_the_textbooks_step_written_with_torch_alone(trainer):
-    ours = trainer()
-    model = GPT(SMALL)
-    model.load_state_dict(ours.model.state_dict())
-    matrices, vectors = ([p for p in model.parameters() if (p.dim() == 2) == wanted] for wanted in (True, False))
+def textbook(trainer: Trainer, steps: int, batch_size: int) -> tuple[dict, list[float]]:
+    """Return the weights and losses of the loop that every tutorial shows, written with PyTorch alone."""
+    model, losses = GPT(trainer.model.config), []
+    model.load_state_dict(trainer.model.state_dict())
+    matrices, vectors = ([p for p in model.parameters() if (p.dim() == 2) is wanted] for wanted in (True, False))
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
-    for step, rate in enumerate([1 / 3, 2 / 3, 1, 1, 0.5 + 0.5 * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi / 5))) / 1]):
-        if step == 4:
-            rate = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi / 5))
-        x, y = ours.train_rows.rows(pass_order(len(ours.train_rows))[step * 4 : step * 4 + 4])
-        loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for step in range(steps):
+        x, y = get_batch(trainer.train_rows, step, batch_size, trainer.config.seed)
         for group in optimizer.param_groups:
-            group["lr"] = 1e-2 * rate
+            group["lr"] = cosine_warmup_lr(step, 1e-2, 3, 9, 0.05)
+        optimizer.zero_grad()
+        losses.append(F.cross_entropy(model(x).flatten(0, 1), y.flatten()))
+        losses[-1].backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimizer.step()
-        told = ours.train_step()
-        assert told == {"step": step + 1, "loss": pytest.approx(loss.item(), abs=1e-5),
-                        "learning_rate": pytest.approx(1e-2 * rate), "gradient_norm": pytest.approx(norm.item(), abs=1e-4)}
-        assert all(p.grad is None for p in ours.model.parameters())
-    torch.testing.assert_close(weights(ours), dict(model.state_dict()), rtol=1e-4, atol=1e-5)
+    return dict(model.state_dict()), [loss.item() for loss in losses]
+
+
+@pytest.mark.parametrize("batch_size, parts", [(12, 1), (4, 3), (1, 12)])
+def test_steps_are_the_textbooks_and_accumulated_batches_are_one_large_batch(trainer, batch_size, parts):
+    ours = trainer(batch_size=batch_size, grad_accum_steps=parts, grad_clip=0.5)
+    expected, losses = textbook(ours, 6, 12)
+    told = [ours.train_step() for _ in range(6)]
+    assert [t["loss"] for t in told] == pytest.approx(losses, abs=1e-4)
+    torch.testing.assert_close(weights(ours), expected, rtol=1e-3, atol=1e-4)
+    assert [t["step"] for t in told] == [1, 2, 3, 4, 5, 6] and told[0]["gradient_norm"] > 0.5
+    assert [t["learning_rate"] for t in told[:4]] == pytest.approx([1e-2 / 3, 2e-2 / 3, 1e-2, 1e-2])
+
+
+def test_no_gradient_is_left_for_the_next_step(trainer):
+    ours = trainer()
+    ours.train_step()
+    assert all(p.grad is None for p in ours.model.parameters())
+
+
+def test_a_model_learns_its_text(trainer):
+    ours = trainer(max_steps=60)
+    losses = [ours.train_step()["loss"] for _ in range(60)]
+    assert losses[0] == pytest.approx(math.log(300), abs=0.2) and losses[-1] < losses[0] / 2
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_one_seed_gives_one_result(trainer, optimizer):
+    runs = [trainer(name, dropout=0.2, optimizer=optimizer) for name in ("one", "two")]
+    for run in runs:
+        torch.manual_seed(3)
+        run.train()
+    assert all(map(torch.equal, weights(runs[0]).values(), weights(runs[1]).values()))
+    other = trainer("three", dropout=0.2, optimizer=optimizer, seed=1)
+    torch.manual_seed(3)
+    other.train()
+    assert not torch.equal(weights(runs[0])["final_norm.weight"], weights(other)["final_norm.weight"])
+
+
+def test_the_logged_loss_is_the_mean_of_the_steps_since_the_line_before(trainer, tmp_path):
+    losses, ours = [], trainer(grad_accum_steps=2)
+    step = ours.train_step
+
+    def remember() -> dict:
+        losses.append(step())
+        return losses[-1]
+
+    ours.train_step = remember
+    assert ours.train()
+    lines = read_metrics(tmp_path / "run")
+    steps = [line["step"] for line in lines]
+    assert steps == sorted(set(steps)) and {0, 4, 8, 9} <= set(steps) and lines[0]["loss"] is None
+    for before, line in pairwise(lines):
+        told = [entry["loss"] for entry in losses[before["step"] : line["step"]]]
+        assert line["loss"] == pytest.approx(sum(told) / len(told))
+        assert line["tokens_per_second"] > 0 and line["learning_rate"] == losses[line["step"] - 1]["learning_rate"]
+    assert lines[-1]["validation_bits_per_byte"] == pytest.approx(ours.evaluate()) != lines[0]["validation_bits_per_byte"]
+
+
+def test_what_a_listener_adds_is_logged_with_the_rest(trainer, tmp_path):
+    trainer(on_evaluation=lambda t, metrics: metrics.update(sample=f"at {t.step}")).train()
+    assert [line["sample"] for line in read_metrics(tmp_path / "run")][-1] == "at 9"
+
+
+# Stopping and going on.
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_interrupted_and_resumed_run_ends_with_the_very_weights_of_an_undisturbed_one(trainer, tmp_path, optimizer, tied):
+    changes = {"optimizer": optimizer, "dropout": 0.2, "tied": tied}
+    whole = trainer("whole", **changes)
+    torch.manual_seed(4)
+    assert whole.train()
+
+    def press_ctrl_c(running: Trainer, _) -> None:
+        if running.step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    broken = trainer("broken", on_evaluation=press_ctrl_c, **changes)
+    torch.manual_seed(4)
+    assert broken.train() is False and broken.step == 4
+    assert signal.getsignal(signal.SIGINT) is handler
+
+    resumed = trainer("broken", **changes)
+    torch.manual_seed(12345)
+    resumed.resume()
+    assert resumed.step == 4 and resumed.train()
+    assert all(map(torch.equal, weights(whole).values(), weights(resumed).values()))
+    lines = [[{**line, "tokens_per_second": 0} for line in read_metrics(tmp_path / name)] for name in ("whole", "broken")]
+    assert lines[0] == lines[1]
+
+
+def test_a_killed_run_forgets_what_it_logged_after_its_last_checkpoint(trainer, tmp_path):
+    whole = trainer("whole", checkpoint_every=3)
+    whole.train()
+    killed = trainer("killed", checkpoint_every=3)
+
+    def kill(running: Trainer, _) -> None:
+        if running.step == 8:
+            raise SystemExit("killed")
+
+    killed.on_evaluation = kill
+    with pytest.raises(SystemExit):
+        killed.train()
+    resumed = trainer("killed", checkpoint_every=3)
+    resumed.resume()
+    assert resumed.step == 6
+    resumed.train()
+    assert all(map(torch.equal, weights(whole).values(), weights(resumed).values()))
+    lines = [[line["step"] for line in read_metrics(tmp_path / name)] for name in ("whole", "killed")]
+    assert lines[0] == lines[1]
+
+
+def test_a_checkpoint_is_one_file_of_numbers_and_notes_without_code(trainer, tmp_path):
+    ours = trainer()
+    ours.train_step()
+    ours.save()
+    files = [path for path in (tmp_path / "run" / "checkpoint").iterdir()]
+    assert [path.suffix for path in files] == [".safetensors"]
+    with safe_open(files[0], framework="pt") as file:
+        assert file.metadata()["step"] == "1"
+        assert json.loads(file.metadata()["train_config"]) == dataclasses.asdict(ours.config)
+
+
+# Muon.
+
+@pytest.mark.parametrize("shape", [(7, 13), (13, 7), (11, 11)])
+def test_orthogonalizing_keeps_directions_and_levels_their_lengths(shape):
+    matrix = noise(*shape)
+    u, lengths, vt = torch.linalg.svd(matrix, full_matrices=False)
+    result = orthogonalize(matrix)
+    torch.testing.assert_close(result, u @ torch.diag((u.mT @ result @ vt.mT).diag()) @ vt, rtol=1e-3, atol=1e-4)
+    levelled = torch.linalg.svdvals(result)
+    assert lengths.max() / lengths.min() > 2
+    assert 0.65 < levelled.min() and levelled.max() < 1.25
+
+
+@pytest.mark.parametrize("shape", [(40, 24), (24, 40)])
+def test_muon_equals_that_of_torch(shape):
+    # PyTorch's iterates in bfloat16, so the two agree to about two digits.
+    ours, theirs = nn.Parameter(noise(*shape)), nn.Parameter(noise(*shape))
+    settings = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.2}
+    optimizers = Muon([ours], **settings), torch.optim.Muon([theirs], **settings, adjust_lr_fn="match_rms_adamw")
+    for step in range(4):
+        for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
+            parameter.grad = noise(*shape, seed=step + 1)
+            optimizer.step()
+    moved = (ours - noise(*shape)).norm()
+    assert (ours - theirs).norm() < 0.02 * moved
+
+
+# Number format, compiler, settings.
+
+def test_products_have_the_dtype_that_was_asked_for_and_no_other():
+    for dtype in (torch.float32, torch.bfloat16):
+        with autocast(CPU, dtype):
+            assert (noise(3, 5) @ noise(5, 2)).dtype == dtype
+    assert choose_dtype("float32", CPU) == torch.float32 and choose_dtype("bfloat16", CPU) == torch.bfloat16
+    assert choose_dtype("auto", CPU) == (torch.bfloat16 if has_native_bf16(CPU) else torch.float32)
+
+
+def test_bfloat16_training_keeps_weights_and_averages_in_float32(trainer):
+    ours = trainer(dtype="bfloat16")
+    losses = [ours.train_step()["loss"] for _ in range(9)]
+    assert losses[-1] < losses[0] - 0.3
+    state = [v for s in ours.optimizers[0].state.values() for v in s.values()]
+    assert {t.dtype for t in [*ours.model.parameters(), *state]} == {torch.float32}
+
+
+@pytest.mark.parametrize("asked, steps, compiler, answer", [
+    ("off", 10**6, True, False), ("on", 1, True, True), ("auto", 10**6, True, True), ("auto", 1, True, False),
+    ("auto", 10**6, False, False),
+])
+def test_the_compiler_is_used_where_asked_or_where_it_pays_and_can_work(monkeypatch, asked, steps, compiler, answer):
+    monkeypatch.setattr(ch08_scale, "can_compile", lambda device: compiler)
+    assert ch08_scale.compiler_pays(dataclasses.replace(QUICK, compile=asked, max_steps=steps), CPU) is answer
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ch08_scale.can_compile(CPU), reason="needs a C++ compiler")
+def test_a_compiled_step_is_the_same_step(trainer):
+    runs = [trainer(compile=setting) for setting in ("on", "off")]
+    told = [[run.train_step()["loss"] for _ in range(4)] for run in runs]
+    assert told[0] == pytest.approx(told[1], abs=1e-3)
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"learning_rate": 0.0}, "learning_rate is 0.0"), ({"learning_rate": float("nan")}, "learning_rate is nan"),
+    ({"max_steps": 0}, "max_steps is 0"), ({"batch_size": -1}, "batch_size is -1"), ({"grad_clip": 0.0}, "grad_clip"),
+    ({"optimizer": "sgd"}, "'sgd': choose one of adamw, muon"), ({"dtype": "float16"}, "'float16'"),
+    ({"compile": "yes"}, "'yes'"), ({"final_lr_fraction": 1.5}, "final_lr_fraction is 1.5"),
+    ({"warmup_steps": -1}, "warmup_steps -1"), ({"weight_decay": -0.1}, "weight_decay -0.1"),
+    ({"batch_size": 2.5}, "batch_size is 2.5"), ({"beta1": 1.0}, "beta1"), ({"beta2": -0.1}, "beta2"), ({"seed": -1}, "seed"),
+])
+def test_an_impossible_setting_is_refused_in_one_line_that_names_it(changes, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        TrainConfig(**changes)
+    assert "\n" not in str(caught.value)

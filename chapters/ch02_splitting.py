@@ -1,0 +1,111 @@
+"""Splitting: where a text is cut into words before any merge, and where a long text may be cut safely.
+
+No merge crosses a cut, so that "dog." and "dog!" share the token for dog. A rule of a few alternatives, tried from
+left to right, makes the cuts: it hands every letter, space and mark to exactly one piece, so nothing is lost.
+"""
+
+import functools
+from collections.abc import Iterable, Iterator
+
+import regex
+import tiktoken
+
+# GPT-2's rule: endings such as 's; then letters, digits, or marks, each with the one space before them;
+# then spaces, of which the last is left to the word that follows.
+GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+BLOCK_CHARACTERS = 1 << 16  # how much text is held at a time while a stream is read
+
+# A cut that the rules of the whole GPT family make: behind a letter or digit, before a mark or a space. An apostrophe
+# may belong to the word (it's), a combining accent to its letter. (?r) looks from the end.
+_SURE_CUT = regex.compile(r"(?r)(?<=[\p{L}\p{N}])(?=[^\p{L}\p{M}\p{N}'])")
+
+
+@functools.cache
+def newer_letters() -> frozenset[str]:
+    """Return the characters that `regex` calls letters, digits or accents, and tiktoken does not know yet.
+
+    Unicode adds letters every year, and each library carries the list of the year it was built in. All
+    libraries must cut alike, so the youngest letters count as marks here too.
+    """
+    # 1. Collect all letters of the planes that have any. Half characters (surrogates) are none.
+    kind = r"[\p{L}\p{M}\p{N}]"
+    planes = [*range(0xD800), *range(0xE000, 0x40000), *range(0xE0000, 0xE1000)]
+    letters = regex.findall(kind, "".join(map(chr, planes)))
+    # 2. Ask tiktoken which of them it sees: what its pattern does not match, it drops.
+    single_bytes = {bytes([byte]): byte for byte in range(256)}
+    asked = tiktoken.Encoding("letters", pat_str=kind, mergeable_ranks=single_bytes, special_tokens={})
+    return frozenset(letters) - frozenset(bytes(asked.encode_ordinary("".join(letters))).decode())
+
+
+class WordSplitter:
+    """Cuts text into special tokens and pre-tokens, the pieces that merges never cross.
+
+    pattern: the rule for pre-tokens, a regular expression without groups. special_tokens: texts that stay whole
+    where the caller allows them. Raises ValueError for a pattern that is no such expression.
+    """
+
+    def __init__(self, pattern: str, special_tokens: Iterable[str]):
+        # 1. Read the rule. A group would make `findall` return the group and lose the rest of the text.
+        try:
+            self._rule = regex.compile(pattern)
+        except regex.error as error:
+            raise ValueError(f"split pattern {pattern!r} is no regular expression: {error}") from None
+        if self._rule.groups:
+            raise ValueError(f"split pattern {pattern!r} has a group: write (?:...) in place of (...)")
+        # 2. Look for the longest special token first, so that none hides a longer one.
+        names = sorted(special_tokens, key=len, reverse=True)
+        self._special = regex.compile("|".join(map(regex.escape, names))) if names else None
+        self._longest_special = max(map(len, names), default=0)
+
+    def words(self, text: str) -> list[str]:
+        """Return the pre-tokens of a text in order; together they are the text."""
+        # 1. Take the short way where no letter is in dispute, which is nearly always.
+        if text.isascii() or newer_letters().isdisjoint(text):
+            return self._rule.findall(text)
+        # 2. Else cut a shadow of the text, in which U+FFFF, a mark that is no character, stands for each such letter.
+        shadow = text.translate(dict.fromkeys(map(ord, newer_letters()), "\uffff"))
+        return [text[match.start() : match.end()] for match in self._rule.finditer(shadow)]
+
+    def parts(self, text: str, allow_special: bool) -> Iterator[tuple[str, bool]]:
+        """Yield the text in order as (part, is it a special token)."""
+        # 1. Walk from one special token to the next; without permission there are none.
+        start = 0
+        for match in self._special.finditer(text) if self._special and allow_special else ():
+            yield text[start : match.start()], False
+            yield match.group(), True
+            start = match.end()
+        # 2. Give the rest.
+        yield text[start:], False
+
+    def blocks(self, chunks: Iterable[str], allow_special: bool) -> Iterator[str]:
+        """Yield the joined chunks in blocks that end where the rule has a cut, never inside a special token.
+
+        A block is about BLOCK_CHARACTERS long, and longer only where the text has no cut that is sure.
+        """
+        # 1. Gather slices of bounded size, so that one huge string is treated like a stream.
+        buffer, limit = "", BLOCK_CHARACTERS
+        slices = (chunk[i : i + BLOCK_CHARACTERS] for chunk in chunks for i in range(0, len(chunk), BLOCK_CHARACTERS))
+        for piece in slices:
+            buffer += piece
+            # 2. Cut late. Where nothing is sure, wait for twice as much: to look again each time would be quadratic.
+            if len(buffer) >= limit:
+                cut = self._last_cut(buffer, allow_special)
+                yield from [buffer[:cut]] if cut else []
+                buffer = buffer[cut:]
+                limit = max(BLOCK_CHARACTERS, 2 * len(buffer))
+        # 3. Give what is left: its end is the end of the text.
+        yield buffer
+
+    def _last_cut(self, text: str, allow_special: bool) -> int:
+        """Return the last place where text surely cuts, outside every special token; 0 if there is none."""
+        # 1. Stay clear of the end, where a special token may have begun.
+        reach = self._longest_special if allow_special else 0
+        for match in _SURE_CUT.finditer(text, 0, max(0, len(text) - reach)):
+            # 2. Reject a cut behind a letter in dispute, and a cut inside a special token, wherever that one begins.
+            cut = match.start()
+            sure = text[cut - 1].isascii() or text[cut - 1] not in newer_letters()
+            near = self._special.finditer(text, max(0, cut - reach), cut + reach, overlapped=True) if reach else ()
+            if sure and not any(special.start() < cut < special.end() for special in near):
+                return cut
+        return 0
