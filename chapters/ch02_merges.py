@@ -1,9 +1,10 @@
-"""Merges: which two tokens to glue next, learned from counts.
+"""Merges: which two tokens to glue next, learned by counting.
 
 Byte-pair encoding counts which two neighbours meet most often, glues them everywhere, and counts again:
 
-    l o w e r   l o w e s t     ->  (l, o) is everywhere  ->  lo w e r   lo w e s t
-                                ->  (lo, w) comes next    ->  low e r   low e s t
+    l o w e r   l o w e s t     ->  (l, o) and (o, w) meet twice, and so does (w, e): the greatest goes first
+    l o we r    l o we s t      ->  (o, we) is next
+    l owe r     l owe s t       ->  and so on, until enough merges are learned
 
 `learn_merges_slow` and `apply_merges` are the obvious way, and the specification. `learn_merges` learns the
 same merges far faster, and is what `BPETokenizer.train` calls.
@@ -13,18 +14,19 @@ import heapq
 from collections import Counter, defaultdict
 from itertools import pairwise
 
-# Turned letters (byte 0 becomes letter 255) and a last letter above them all: sorted upwards, the
-# greatest byte string comes first, which is what a heap needs to break ties.
-_UPSIDE_DOWN = bytes(range(255, -1, -1))
-
+# A merge, and a pair that may become one: two tokens that stand side by side.
 Pair = tuple[bytes, bytes]
+
+# All bytes turned round, 0 for 255 and so on: the greatest sorts first, which is what a heap needs for ties.
+_TURNED = bytes(range(255, -1, -1))
 
 
 def learn_merges_slow(word_counts: dict[bytes, int], num_merges: int) -> list[Pair]:
-    """Return the merges, best first, by counting every pair of every word again for each merge.
+    """Return the merges in the order they are learned, counting every pair anew for each of them.
 
     Words with their counts stand for the text, since no merge crosses a word's end. The highest count wins;
-    equal counts go to the greater pair of byte strings. Fewer merges come back when nothing is left to glue.
+    equal counts go to the greater pair of byte strings, so that everybody learns the same merges. Fewer come
+    back when nothing is left to glue.
     Source: Sennrich, Haddow, Birch 2016 (arXiv 1508.07909), algorithm 1; on bytes: Radford et al. 2019.
     """
     # 1. Begin with single bytes. Every text can be written in them, so no text is ever unknown.
@@ -36,11 +38,11 @@ def learn_merges_slow(word_counts: dict[bytes, int], num_merges: int) -> list[Pa
         for parts, count in words:
             for pair in pairwise(parts):
                 pair_counts[pair] += count
-
-        # 3. Glue the winner wherever it stands, and count anew: the gluing made new neighbours.
+        # 3. Choose the winner. Without neighbours every word is one token, and nothing is left to learn.
         if not pair_counts:
             break
         best = max(pair_counts, key=lambda pair: (pair_counts[pair], pair))
+        # 4. Glue it wherever it stands, and count again: the gluing made new neighbours.
         merges.append(best)
         words = [(glue(parts, best), count) for parts, count in words]
     return merges
@@ -51,20 +53,20 @@ def glue(parts: list[bytes], pair: Pair) -> list[bytes]:
 
     In "aaa" the pair (a, a) glues the first two; the third finds no partner and stays alone.
     """
-    # 1. Walk from the left. A glued part is stepped over whole, so none is used twice.
+    # 1. Walk from the left, and step over a glued part whole, so that no part is used twice.
     glued, i = [], 0
     while i < len(parts):
         width = 2 if tuple(parts[i : i + 2]) == pair else 1
         glued.append(b"".join(parts[i : i + width]))
         i += width
-    # 2. Hand back a new list; the old one may still be needed for counting.
+    # 2. Hand back a new list; the old one may still be in use.
     return glued
 
 
 def apply_merges(word: bytes, ranks: dict[Pair, int]) -> list[bytes]:
     """Return the tokens of one word: its bytes, glued in the order in which the merges were learned.
 
-    `ranks` says which merge came first (0), second (1) and so on.
+    `ranks` says which merge came first (0), second (1) and so on. What no merge glues stays a single byte.
     """
     # 1. Glue the pair that was learned earliest, as training did, until no known pair is left.
     parts = [bytes([byte]) for byte in word]
@@ -72,8 +74,8 @@ def apply_merges(word: bytes, ranks: dict[Pair, int]) -> list[bytes]:
         best = min(pairwise(parts), key=lambda pair: ranks.get(pair, len(ranks)))
         if best not in ranks:
             break
+        # 2. Look again. The new part may have made an even earlier pair with a neighbour.
         parts = glue(parts, best)
-    # 2. What could not be glued stays a byte, so every word has its tokens.
     return parts
 
 
@@ -81,8 +83,10 @@ def learn_merges(word_counts: dict[bytes, int], num_merges: int) -> list[Pair]:
     """Return what `learn_merges_slow` returns, without counting anything twice.
 
     A merge changes only the words that contain its pair, and in them only the pairs beside it. So three
-    things are kept: the counts, where each pair occurs, and a heap with the best pair on top. A word is a
-    string with one letter per token (letter number 300 is token 300), so that `str.replace` does the gluing.
+    things are kept up to date: the counts, where each pair occurs, and a heap with the best pair on top.
+
+    A word is kept as a string with one character per token (character number 300 is token 300), so that
+    `str.replace`, which runs in C, does the gluing from left to right.
     """
     # 1. Count every pair once, and note which words to visit when it is merged.
     tokens = [bytes([byte]) for byte in range(256)]
@@ -90,79 +94,79 @@ def learn_merges(word_counts: dict[bytes, int], num_merges: int) -> list[Pair]:
     times = list(word_counts.values())
     counts, where = _count_pairs(words, times)
 
-    # 2. Put all pairs on a heap. Its top is the smallest entry, so counts go in negated.
+    # 2. Put all pairs on a heap. Its top is the smallest entry: counts go in negated, bytes turned round.
     turned = [_turn(token) for token in tokens]
     heap = [(-count, turned[ord(pair[0])], turned[ord(pair[1])], pair) for pair, count in counts.items()]
     heapq.heapify(heap)
     merges: list[Pair] = []
     while heap and len(merges) < num_merges:
-        # 3. Take the top. If its count has fallen since, put it back in its place: counts never rise.
-        count, first, second, pair = heapq.heappop(heap)
-        if count != -counts[pair]:
-            if counts[pair]:
-                heapq.heappush(heap, (-counts[pair], first, second, pair))
+        # 3. Take the top. An old entry may promise more than other merges left of it: then put it back lower.
+        count, left_key, right_key, pair = heapq.heappop(heap)
+        if -count > counts[pair]:
+            if counts[pair] > 0:
+                heapq.heappush(heap, (-counts[pair], left_key, right_key, pair))
             continue
 
-        # 4. Make the new token, which is one more letter of the private alphabet.
-        left, right = ord(pair[0]), ord(pair[1])
-        merges.append((tokens[left], tokens[right]))
-        tokens.append(tokens[left] + tokens[right])
-        turned.append(_turn(tokens[-1]))
+        # 4. Make the new token. It is one more character of the private alphabet.
+        left, right = tokens[ord(pair[0])], tokens[ord(pair[1])]
+        merges.append((left, right))
+        tokens.append(left + right)
+        turned.append(_turn(left + right))
 
-        # 5. Glue it in the words that have it. Only pairs with the new token are new to the heap.
+        # 5. Glue it in the words that have it. Only pairs with the new token in them are new to the heap.
         for new in _merge_words(pair, chr(len(tokens) - 1), words, times, counts, where):
             heapq.heappush(heap, (-counts[new], turned[ord(new[0])], turned[ord(new[1])], new))
     return merges
 
 
 def _turn(token: bytes) -> str:
-    """Return a text that sorts the other way round: the greatest byte string first, as ties demand."""
-    return token.translate(_UPSIDE_DOWN).decode("latin-1") + "\u0100"
+    """Return a key that sorts the greatest token first. Its last character puts "ab" behind "abc"."""
+    return token.translate(_TURNED).decode("latin-1") + "\u0100"
 
 
 def _count_pairs(words: list[str], times: list[int]) -> tuple[dict[str, int], dict[str, list[int]]]:
-    """Return how often each pair of letters occurs in the text, and in which words."""
-    # 1. Let a word that occurs n times count n times. A word may be noted twice for one pair; that is harmless.
+    """Return how often each pair of characters occurs in the text, and in which words.
+
+    `words` are the different words, and `times` says how often each of them occurs.
+    """
+    # 1. Let a word that occurs n times count n times.
     counts: dict[str, int] = defaultdict(int)
     where: dict[str, list[int]] = defaultdict(list)
     for number, word in enumerate(words):
         for left, right in pairwise(word):
+            # 2. Note the word each time. One noted twice is visited twice, and then found done: no harm.
             counts[left + right] += times[number]
             where[left + right].append(number)
-    # 2. Return both: the first chooses the merge, the second finds it.
     return counts, where
 
 
 def _merge_words(
-    pair: str, letter: str, words: list[str], times: list[int], counts: dict[str, int], where: dict[str, list[int]]
+    pair: str,
+    new_token: str,
+    words: list[str],
+    times: list[int],
+    counts: dict[str, int],
+    where: dict[str, list[int]],
 ) -> set[str]:
-    """Write `letter` for `pair` in all words, keep the counts true, and return the pairs that are new."""
-    # 1. Visit each word that had the pair when it was last noted; it may have lost it to another merge.
-    fresh: set[str] = set()
+    """Write the new token for the pair in all words, keep the counts true, and return the new pairs."""
+    # 1. Visit each word that had the pair when it was last noted; another merge may have taken it since.
+    new_pairs: set[str] = set()
     for number in where.pop(pair):
-        old, n = words[number], times[number]
-        if pair not in old:
+        if pair not in words[number]:
             continue
-        # 2. Glue from left to right, which is what `str.replace` does.
-        words[number] = new = old.replace(pair, letter)
-        at = new.find(letter)
-        while at >= 0:
-            # 3. Let go of the pair with the left neighbour (its old end, if it was glued too) and count the new one.
-            if at:
-                before = new[at - 1]
-                counts[(pair[1] if before == letter else before) + pair[0]] -= n
-                counts[before + letter] += n
-                fresh.add(before + letter)
-                where[before + letter].append(number)
-            # 4. Do the same on the right. A glued right neighbour does it from its own left side.
-            after = new[at + 1 : at + 2]
-            if after and after != letter:
-                counts[pair[1] + after] -= n
-                counts[letter + after] += n
-                fresh.add(letter + after)
-                where[letter + after].append(number)
-            # 5. Go on to the next place in this word.
-            at = new.find(letter, at + 1)
-    # 6. Nothing is left of the pair; whatever steps 3 and 4 took off it was its own overlap with itself.
+        # 2. Glue, then look at the neighbours of the new token alone; all other pairs are as they were.
+        words[number] = words[number].replace(pair, new_token)
+        for left, right in pairwise(words[number]):
+            if left != new_token and right != new_token:
+                continue
+            # 3. Take off the pair that stood here before, when the glued tokens met their neighbours apart.
+            old_left = pair[1] if left == new_token else left
+            old_right = pair[0] if right == new_token else right
+            counts[old_left + old_right] -= times[number]
+            # 4. Count the pair that stands here now.
+            counts[left + right] += times[number]
+            where[left + right].append(number)
+            new_pairs.add(left + right)
+    # 5. Close the pair's account. Nothing is left of it, and where it overlapped itself, step 3 miscounted.
     counts[pair] = 0
-    return fresh
+    return new_pairs

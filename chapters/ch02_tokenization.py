@@ -1,18 +1,15 @@
 """Tokenization: text in, whole numbers out, and back again without losing a letter.
 
-A model reads numbers. Numbering letters makes texts long; numbering words meets a new word every day.
-Byte-pair encoding stands between them. It starts from the 256 possible bytes, which can write any
-text, and then glues together, again and again, the two neighbours that meet most often:
+A model reads numbers. One number per letter makes texts long; one number per word fails at the first word
+that is new. Byte-pair encoding stands between them: it starts from the 256 possible bytes, which can write
+any text, and glues together what often stands together. Words that are met often become one *token*, rare
+ones a few, and no text is ever unknown:
 
-    l o w e r   l o w e s t     ->  (l, o) is everywhere  ->  lo w e r   lo w e s t
-                                ->  (lo, w) comes next    ->  low e r   low e s t
+    "unbelievably"  ->  un|bel|iev|ably  ->  [403, 6667, 11203, 1346]        in GPT-2's vocabulary
 
-Each gluing is a *merge*, and each merge makes one new token. Reading a text later means
-repeating the merges in the order in which they were learned. This is the first station of the journey:
-chapter 3 turns the numbers into vectors.
-
-`learn_merges_slow` and `apply_merges` are the obvious way, and the specification. `learn_merges` learns
-the same merges a thousand times faster, and `to_tiktoken` hands them to a fast twin for bulk work.
+Three steps, each in a module of its own: `ch02_splitting` cuts a text into words, `ch02_merges` learns what
+to glue inside them, and `BPETokenizer` here does the work of every day: encode, decode, save, load
+(`ch02_files`). This is the first station of the journey; chapter 3 turns the numbers into vectors.
 """
 
 import os
@@ -29,19 +26,26 @@ from chapters.ch02_files import read_tiktoken, read_tokenizer_json, write_tokeni
 from chapters.ch02_merges import Pair, apply_merges, learn_merges
 from chapters.ch02_splitting import GPT2_PATTERN, WordSplitter
 
+# The mark between two documents. Its name is GPT-2's, and tools look for it.
 END_OF_TEXT = "<|endoftext|>"
-CACHE_WORDS = 1 << 17  # words remembered with their ids; a long text repeats most of its words
-LONG_WORD_BYTES = 256  # beyond this, replaying all merges beats looking for the best pair again and again
-BATCH_CHARACTERS = 1 << 18  # text that one thread encodes at a time
-UNSAFE_CHARACTERS = 1 << 17  # a stretch without a sure cut, such as a million spaces, can crash tiktoken
+
+# How many words are remembered with their ids. A text repeats its words, so most are only looked up.
+CACHE_WORDS = 1 << 17
+
+# From this length on, replaying all merges once beats looking for the best pair again and again.
+LONG_WORD_BYTES = 256
+
+# How much text one thread encodes at a time; and how long a stretch without a sure cut may be before tiktoken
+# is not trusted with it, since a million spaces in a row crash it.
+BATCH_CHARACTERS, UNSAFE_CHARACTERS = 1 << 18, 1 << 19
 
 
 class BPETokenizer:
-    """Turns any text into token ids and back, with a vocabulary learned from text or loaded from a file.
+    """Turns any text into token ids and back, with a vocabulary learned from text or read from a file.
 
-    vocab: id -> bytes, all 256 single bytes among them. merges: pairs of byte strings, earliest learned first.
-    special_tokens: text -> id of marks such as <|endoftext|>, which stand for no text. pattern: where
-    pre-tokens are cut. After construction `vocab` covers every id, special tokens included.
+    vocab: id -> bytes, all 256 single bytes among them. merges: pairs of byte strings in the order learned.
+    special_tokens: text -> id of marks such as <|endoftext|>, which stand for no text. pattern: where words
+    are cut. Afterwards `vocab` covers every id, special tokens too.
     Raises ValueError where these do not fit together.
     """
 
@@ -52,39 +56,37 @@ class BPETokenizer:
         special_tokens: dict[str, int] | None = None,
         pattern: str = GPT2_PATTERN,
     ):
-        # 1. Keep the parts, and the two views that encoding needs: bytes to id, and pair to rank.
-        self.special_tokens = dict(special_tokens or {})
-        self.vocab = {**vocab, **{token: text.encode("utf-8") for text, token in self.special_tokens.items()}}
-        self.merges, self.pattern = list(merges), pattern
-        ordinary = set(vocab) - set(self.special_tokens.values())
-        self._ids = {vocab[token]: token for token in sorted(ordinary, reverse=True)}
-        # 2. Refuse parts that do not fit, before anything is encoded wrongly.
-        self._ranks = {pair: rank for rank, pair in reversed(list(enumerate(self.merges)))}
-        self._check(len(ordinary))
-        # 3. Prepare the cutting, and remember words: a text repeats its words, so most are only looked up.
+        # 1. Keep the parts. Special tokens are listed by their text, and never come from merges.
+        self.special_tokens, self.pattern, self.merges = dict(special_tokens or {}), pattern, list(merges)
+        specials = {number: name.encode() for name, number in self.special_tokens.items()}
+        ordinary = {number: token for number, token in vocab.items() if number not in specials}
+        self.vocab = ordinary | specials
+
+        # 2. Turn them round for encoding: bytes to id, and pair to the time when it was learned.
+        self._ids = {token: number for number, token in ordinary.items()}
+        self._ranks = {pair: rank for rank, pair in enumerate(self.merges)}
+        if len(self._ids) < len(ordinary) or len(specials) < len(self.special_tokens):
+            raise ValueError("two tokens have the same id, or two ids the same bytes: give each token one id")
+        self._check_merges()
+
+        # 3. Prepare the cutting and the memory for words.
         self._splitter = WordSplitter(pattern, self.special_tokens)
         self._cache: dict[str, list[int]] = {}
 
-    def _check(self, num_ordinary: int) -> None:
-        """Raise ValueError with one line where vocabulary, merges and special tokens contradict each other."""
-        # 1. Demand all bytes. Without one of them some text could not be written at all.
-        missing = [byte for byte in range(256) if bytes([byte]) not in self._ids]
-        if missing:
-            raise ValueError(f"vocabulary lacks the byte {missing[0]} (and {len(missing) - 1} more): all 256 are needed")
-        if len(self._ids) != num_ordinary:
-            raise ValueError("vocabulary holds one byte string under two ids: give each token one id")
-        # 2. Demand that merges build upon earlier ones, and that their products have ids.
+    def _check_merges(self) -> None:
+        """Raise ValueError where the merges cannot make exactly the tokens of the vocabulary."""
+        # 1. Demand all bytes: without one, some text could not be written, and tiktoken would crash.
         known = {bytes([byte]) for byte in range(256)}
+        if missing := known - self._ids.keys():
+            raise ValueError(f"the vocabulary lacks {len(missing)} of the 256 bytes, first {min(missing)!r}")
+
+        # 2. Demand that each merge joins older tokens, and that its product has an id.
         for left, right in self.merges:
-            if left not in known or right not in known or left + right not in self._ids:
-                raise ValueError(f"merge {left!r} + {right!r} uses or makes an unknown token: check the merges' order")
+            if not (left in known and right in known and left + right in self._ids):
+                raise ValueError(f"merge {left!r} + {right!r} has an unknown part")
             known.add(left + right)
-        # 3. Demand that each token can be reached; one that no merge makes would never be used.
-        orphan = next((token for token in self._ids if token not in known), None)
-        if orphan is not None:
-            raise ValueError(f"token {orphan!r} is made by no merge: remove it or add its merge")
-        if "" in self.special_tokens or len(set(self.special_tokens.values())) != len(self.special_tokens):
-            raise ValueError(f"special tokens {self.special_tokens} must be non-empty texts with ids of their own")
+        if unmade := self._ids.keys() - known:
+            raise ValueError(f"{len(unmade)} tokens are made by no merge, such as {min(unmade)!r}")
 
     @property
     def vocab_size(self) -> int:
@@ -106,26 +108,26 @@ class BPETokenizer:
     ) -> "BPETokenizer":
         """Return a tokenizer whose merges were learned from a text, or from documents one after another.
 
-        Ids: 0 to 255 are the bytes, then the merges as learned, then the special tokens. Special tokens
-        found in the text are boundaries, not content. A short text may run out of pairs; then the
-        vocabulary stays smaller than asked for. Raises ValueError for a vocabulary too small for the bytes.
+        Ids: 0 to 255 are the bytes, then come the merges as learned, then the special tokens. Special tokens
+        that stand in the text are boundaries, not content. A short text may run out of pairs; then the
+        vocabulary stays smaller than asked for.
+        Raises ValueError for a size without room for the 256 bytes and the special tokens.
         """
         # 1. Refuse a size without room for the bytes. They make every text writable.
         names = list(dict.fromkeys(special_tokens))
-        num_merges = vocab_size - 256 - len(names)
-        if num_merges < 0:
-            raise ValueError(f"vocab_size {vocab_size} is below {256 + len(names)}: 256 bytes and the special tokens")
+        if vocab_size < 256 + len(names):
+            raise ValueError(f"vocab_size {vocab_size} is too small: the bytes alone need {256 + len(names)}")
 
         # 2. Count words. All later work is done once per different word, not once per word of the text.
-        splitter = WordSplitter(pattern, names)
-        word_counts: Counter[str] = Counter()
+        splitter, word_counts = WordSplitter(pattern, names), Counter()
         for document in [text] if isinstance(text, str) else text:
-            for block in splitter.blocks([document], True):
-                plain = [part for part, is_special in splitter.parts(block, True) if not is_special]
+            for block in splitter.blocks([document], allow_special=True):
+                plain = (part for part, is_special in splitter.parts(block, True) if not is_special)
                 word_counts.update(chain.from_iterable(map(splitter.words, plain)))
 
-        # 3. Learn the merges and number the tokens.
-        merges = learn_merges({_utf8(word): count for word, count in word_counts.items()}, num_merges)
+        # 3. Learn the merges, and number the tokens.
+        data_counts = {_to_bytes(word): count for word, count in word_counts.items()}
+        merges = learn_merges(data_counts, vocab_size - 256 - len(names))
         tokens = [bytes([byte]) for byte in range(256)] + [left + right for left, right in merges]
         specials = {name: len(tokens) + i for i, name in enumerate(names)}
         return cls(dict(enumerate(tokens)), merges, specials, pattern)
@@ -134,7 +136,7 @@ class BPETokenizer:
         """Return the token ids of a text; `decode` gives the very same text back.
 
         With `allow_special`, special tokens written in the text become their ids. Without, they are text
-        like any other: what a user types can never end a document.
+        like any other: nothing that a user types can end a document.
         Raises ValueError for a lone surrogate, half a character that no bytes can hold.
         """
         return list(self.encode_iterable([text], allow_special))
@@ -143,132 +145,149 @@ class BPETokenizer:
         """Yield the token ids of the joined chunks, holding only a small piece of the text at a time.
 
         Chunks may be cut anywhere, inside a word or a special token: the ids are those of the whole.
-        Memory grows only with the longest stretch that has no certain cut, such as one endless word.
+        Memory grows only with the longest stretch that has no sure cut, such as one endless word.
         """
         for block in self._splitter.blocks(chunks, allow_special):
             for part, is_special in self._splitter.parts(block, allow_special):
                 yield from [self.special_tokens[part]] if is_special else self._encode_ordinary(part)
 
     def _encode_ordinary(self, text: str) -> list[int]:
-        """Return the ids of a text without special tokens, word by word."""
+        """Return the ids of a text in which nothing is special, word by word."""
         ids: list[int] = []
         for word in self._splitter.words(text):
             ids += self._cache.get(word) or self._encode_word(word)
         return ids
 
     def _encode_word(self, word: str) -> list[int]:
-        """Return the ids of one pre-token, and remember them if it is short enough to come again."""
-        # 1. Take a whole token at once, as tiktoken does; else glue the bytes.
-        data = _utf8(word)
+        """Return the ids of one word, and remember them if it is short enough to come again."""
+        # 1. Take a word that is a token at once, as tiktoken does; replay the merges on an endless one.
+        data = _to_bytes(word)
         if data in self._ids:
             ids = [self._ids[data]]
         elif len(data) > LONG_WORD_BYTES:
-            return self._encode_long(data)
+            return self._encode_long_word(data)
+
+        # 2. Glue all others by the book.
         else:
-            ids = [self._ids[part] for part in apply_merges(data, self._ranks)]
-        # 2. Forget all when full: a stream of random words must not fill the memory.
+            ids = [self._ids[token] for token in apply_merges(data, self._ranks)]
+
+        # 3. Forget everything when the memory is full: a stream of random words must not grow without end.
         if len(self._cache) >= CACHE_WORDS:
             self._cache.clear()
         self._cache[word] = ids
         return ids
 
-    def _encode_long(self, word: bytes) -> list[int]:
+    def _encode_long_word(self, data: bytes) -> list[int]:
         """Return the ids of an endless word by replaying all merges on it, each one a single replacement.
 
-        The parts of a merge are older than the merge, so once through the list in order is enough.
+        The parts of a merge are older than the merge, so going through the list once, in order, is enough.
         """
-        # 1. Write one letter per token, numbered as training numbers them, so that `str.replace` glues.
+        # 1. Write one character per token, as training does, so that `str.replace` glues.
         letters = {bytes([byte]): chr(byte) for byte in range(256)}
-        text = word.decode("latin-1")
+        text = data.decode("latin-1")
         for rank, (left, right) in enumerate(self.merges):
             letter = letters.setdefault(left + right, chr(256 + rank))
             text = text.replace(letters[left] + letters[right], letter)
-        # 2. Read the letters back as ids.
+        # 2. Read the characters back as ids.
         ids = {letter: self._ids[token] for token, letter in letters.items()}
         return [ids[letter] for letter in text]
 
     def encode_documents(self, documents: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Return all documents' ids in one array, each document closed by <|endoftext|>, and where each ends.
+        """Return the ids of all documents in one array, each closed by <|endoftext|>, and where each ends.
 
-        This is the bulk way, with tiktoken and all processor cores. Text that looks like a special token stays text.
-        Shapes: ids (T,) of uint16, or uint32 for a vocabulary above 65 536; ends (documents,), each one behind
-        its document's <|endoftext|>.
+        The bulk way, with tiktoken and all processor cores. What looks like a special token stays text.
+        An end is the place behind a document's <|endoftext|>, so document i is ids[ends[i - 1] : ends[i]].
+
+        Shapes: -> ids (T,) of uint16, or of uint32 for a vocabulary above 65 536; ends (documents,) of int64.
         Raises ValueError for a lone surrogate, or where the vocabulary has no <|endoftext|>.
         """
         # 1. Demand the mark, or two documents would run into each other.
         if self.eot_id is None:
-            raise ValueError(f"vocabulary has no {END_OF_TEXT}: train it with special_tokens=({END_OF_TEXT!r},)")
-        encoding = self.to_tiktoken()
+            raise ValueError(f"the vocabulary has no {END_OF_TEXT} for a document's end: train it with one")
         dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
 
-        # 2. Encode batches side by side: tiktoken works outside Python, so threads really share the work.
+        # 2. Encode batches side by side. tiktoken works outside Python, so threads really share the work.
+        encoding = self.to_tiktoken()
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            arrays = pool.map(lambda batch: self._encode_batch(batch, encoding).astype(dtype), self._batches(documents))
-            ids = np.concatenate([np.zeros(0, dtype), *arrays])
+            batches = pool.map(lambda batch: self._encode_batch(batch, encoding), self._batches(documents))
+            ids = np.concatenate([batch.astype(dtype) for batch in batches])
         return ids, np.flatnonzero(ids == self.eot_id) + 1
 
     def _batches(self, documents: Iterable[str]) -> Iterator[list[str | None]]:
-        """Yield lists of blocks of text of about BATCH_CHARACTERS, with None where a document ends."""
-        # 1. Cut long documents too, so that one huge file also keeps all threads busy.
-        batch: list[str | None] = []
-        size = 0
+        """Yield lists of blocks of text, about BATCH_CHARACTERS together, with None where a document ends.
+
+        Long documents come in several blocks, so that one huge file keeps all threads busy too.
+        """
+        # 1. Cut each document into blocks. Many short ones make a batch, which saves handing over each alone.
+        batch, size = list[str | None](), 0
         for document in documents:
-            for block in chain(self._splitter.blocks([document], False), [None]):
+            for block in chain(self._splitter.blocks([document], allow_special=False), [None]):
                 batch.append(block)
-                size += len(block or "")
-            # 2. Hand over a full batch; many short documents make one, which hides the cost of handing over.
+                size += len(block or END_OF_TEXT)
+                # 2. Hand over what is full.
                 if size >= BATCH_CHARACTERS:
                     yield batch
                     batch, size = [], 0
+        # 3. Hand over the rest.
         yield batch
 
     def _encode_batch(self, batch: list[str | None], encoding: tiktoken.Encoding) -> np.ndarray:
-        """Return the ids of a batch: by tiktoken in one go, by hand where tiktoken could go wrong."""
-        # 1. Join the blocks with the mark between documents.
+        """Return the ids of a batch (T,): by tiktoken in one go, by hand where tiktoken could go wrong."""
+        # 1. Join the blocks, with the mark where a document ends.
         text = "".join(END_OF_TEXT if block is None else block for block in batch)
-        _utf8(text)
-        # 2. Trust the marks only if all are ours: a document that spells one out must not end there.
+        _to_bytes(text)
+        # 2. Trust the marks only if all are ours: a document that spells one out does not end there.
         longest = max((len(block or "") for block in batch), default=0)
         if text.count(END_OF_TEXT) == batch.count(None) and longest <= UNSAFE_CHARACTERS:
             return encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT}, disallowed_special=())
+        # 3. Else go block by block, which is slower and always right.
         ids = [[self.eot_id] if block is None else self._encode_ordinary(block) for block in batch]
         return np.fromiter(chain.from_iterable(ids), np.uint32)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """Return the bytes of these tokens; a character may lie across two of them.
+        """Return the bytes of these tokens. One character may be spread over several of them.
 
         Raises ValueError for an id that the vocabulary does not have.
         """
         try:
-            return b"".join([self.vocab[int(token)] for token in ids])
+            return b"".join([self.vocab[int(number)] for number in ids])
         except KeyError as error:
-            raise ValueError(f"token id {error} is not in the vocabulary (0 to {self.vocab_size - 1})") from None
+            raise ValueError(f"token id {error} is unknown: ids go from 0 to {self.vocab_size - 1}") from None
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of these ids. Bytes that are no character, such as half an emoji, become U+FFFD."""
+        """Return the text of these ids.
+
+        Bytes that are no character, such as half an emoji, become U+FFFD, the replacement mark.
+        Raises ValueError for an id that the vocabulary does not have.
+        """
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write a Hugging Face `tokenizer.json` into a folder (or to a path that ends in .json); return its path.
+        """Write a Hugging Face `tokenizer.json` into a folder, or to a path that ends in .json.
 
-        A folder also gets `tokenizer_config.json`, so that `AutoTokenizer.from_pretrained(folder)` opens it.
+        A folder also gets a `tokenizer_config.json`, so that `AutoTokenizer.from_pretrained` opens it.
+        Returns the path of the `tokenizer.json`.
         """
         return write_tokenizer_json(Path(path), self._ids, self.merges, self.special_tokens, self.pattern)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "BPETokenizer":
-        """Return the tokenizer that a `tokenizer.json`, or the folder around it, describes.
+        """Return the tokenizer that a `tokenizer.json`, or the one in a folder, describes.
 
-        Raises FileNotFoundError where there is none, ValueError in one line where its content is no
-        byte-level BPE tokenizer or is damaged.
+        Raises FileNotFoundError where there is none, and ValueError in one line where the file is damaged
+        or describes another kind of tokenizer.
         """
-        return cls(*read_tokenizer_json(Path(path)))
+        parts = read_tokenizer_json(Path(path))
+        try:
+            return cls(*parts)
+        except ValueError as error:
+            raise ValueError(f"the tokenizer in {path} does not fit together: {error}") from None
 
     @classmethod
     def from_tiktoken(cls, name: str) -> "BPETokenizer":
         """Return a published vocabulary by its tiktoken name, such as "gpt2" or "cl100k_base".
 
-        The first use downloads it; TIKTOKEN_CACHE_DIR keeps it for working offline.
+        The first use downloads it, unless the folder TIKTOKEN_CACHE_DIR has it.
         Raises ValueError for an unknown name, ConnectionError where it is neither kept nor reachable.
         """
         return cls(*read_tiktoken(name))
@@ -276,21 +295,22 @@ class BPETokenizer:
     def to_tiktoken(self) -> tiktoken.Encoding:
         """Return the same tokenizer as a `tiktoken.Encoding`, which is written in Rust: same ids, more speed.
 
-        Raises ValueError where ids do not follow the order of the merges, since tiktoken knows no other order.
+        Beware of a million spaces in a row: they crash tiktoken, while `encode` takes them.
+        Raises ValueError where ids do not follow the order of the merges, the only order that tiktoken knows.
         """
-        # 1. Check the order. A pair's rank is the id of its product there.
         products = [self._ids[left + right] for left, right in self.merges]
-        if any(first > second for first, second in pairwise(products)):
-            raise ValueError("ids do not follow the order of the merges: tiktoken cannot hold this vocabulary")
-        return tiktoken.Encoding("book", pat_str=self.pattern, mergeable_ranks=self._ids, special_tokens=self.special_tokens)
+        if any(earlier > later for earlier, later in pairwise(products)):
+            raise ValueError("ids do not follow the order of the merges: use BPETokenizer.encode instead")
+        return tiktoken.Encoding(
+            "book", pat_str=self.pattern, mergeable_ranks=self._ids, special_tokens=self.special_tokens
+        )
 
 
-def _utf8(text: str) -> bytes:
+def _to_bytes(text: str) -> bytes:
     """Return a text's bytes, or say in one line why it has none."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
-        bad = f"U+{ord(text[error.start]):04X}"
-        raise ValueError(
-            f"text has the lone surrogate {bad}, half a character: repair it with text.encode('utf-8', 'replace')"
-        ) from None
+        half = f"U+{ord(text[error.start]):04X}, half a character"
+        advice = "text.encode('utf-8', 'replace').decode() puts a ? in its place"
+        raise ValueError(f"the text has the lone surrogate {half}: {advice}") from None

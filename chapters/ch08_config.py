@@ -41,6 +41,8 @@ class TrainConfig:
                      "eval_every", "checkpoint_every"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: it must be above 0")
+            if name not in ("learning_rate", "grad_clip") and type(getattr(self, name)) is not int:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: it must be a whole number")
         # 2. Check the words, so that a typing error is not silently another run.
         words = {"optimizer": ("adamw", "muon"), "dtype": ("auto", "float32", "bfloat16"),
                  "compile": ("auto", "on", "off")}
@@ -49,6 +51,11 @@ class TrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(allowed)}")
 
         # 3. Check the ranges.
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or above and below 1")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}: it must be 0 or above")
         if not 0 <= self.final_lr_fraction <= 1:
             raise ValueError(f"final_lr_fraction is {self.final_lr_fraction}: a share of learning_rate, from 0 to 1")
         if self.warmup_steps < 0 or self.weight_decay < 0:

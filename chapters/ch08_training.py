@@ -200,7 +200,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """Return the optimizers of a run: AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest.
 
-    Every group remembers its `lr_scale`, by which the schedule's rate is multiplied.
+    The schedule sets one learning rate for all of them.
     """
     # 1. Let AdamW take all, or leave it what Muon is not made for: the embedding and the vectors.
     groups, optimizers = parameter_groups(model, config), []
@@ -329,11 +329,11 @@ class Trainer:
 
     def resume(self) -> None:
         """Go back to the last checkpoint, and drop the metrics written after it."""
-        # 1. Load, then keep the lines of the past only: the rest will be written again.
+        # 1. Load, then keep the lines of the past only: the rest, and the look before step 1, will be written again.
         self.step = load_checkpoint(self.run_folder / "checkpoint" / "state.safetensors", self.model, self.optimizers)
         path = self.run_folder / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= self.step]
+        kept = [line for line in lines if json.loads(line)["step"] <= self.step > 0]
         write_atomically(path, "".join(line + "\n" for line in kept))
 
     def train(self, bar=None) -> bool:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from chapters.ch05_attention import MultiHeadAttention
 
+# The sentence, the meaning of each number in a vector, and the sizes.
 TOKENS = ("Lily", "lost", "her")
 COLUMNS = ("names", "acts", "asks", "girl")
 D_MODEL, NUM_HEADS, HEAD_DIM = 4, 2, 2
@@ -79,7 +80,7 @@ def embed(*tokens: str) -> Tensor:
 
 
 def no_rotation(length: int) -> tuple[Tensor, Tensor]:
-    """Return the tables of chapter 4 for "turn by nothing": cosines 1, sines 0, so that positions play no part.
+    """Return chapter 4's tables for "turn by nothing": cosines 1, sines 0, so that positions play no part.
 
     Shapes: -> cos and sin, each (T, D/2).
     """

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tools.source import ROOT, Comment, comments, first_line, lines_of, nested_definitions, parse_note, steps
 
-# The modules that a reader reads, and the limits that they keep.
+# The modules that a reader reads, and the limits they keep.
 MODULES = ("chapters/*.py", "corpora/*.py", "engine/*.py", "explanations/*.py", "fine-tuning/*.py", "main.py")
 MAX_STATEMENTS, MAX_FUNCTION_LINES, MAX_FILE_LINES = 5, 50, 450
 MIN_WORDS_PER_CODE = 0.6
@@ -66,8 +66,7 @@ def paragraph_problems(function: ast.stmt, remarks: list[Comment]) -> Problems:
 
     # 3. Count each paragraph.
     for start, stop in pairwise([*starts, function.end_lineno + 1]):
-        size = sum(start < line < stop for line in lines)
-        if size > MAX_STATEMENTS:
+        if (size := sum(start < line < stop for line in lines)) > MAX_STATEMENTS:
             yield start, f"this numbered comment opens {size} statements, more than {MAX_STATEMENTS}"
 
 
@@ -141,9 +140,8 @@ def check(name: str, source: str) -> list[str]:
 
 def main(names: list[str]) -> int:
     """Print the problems of the named modules, or of all; return 1 if there are any."""
-    every = (path for pattern in MODULES for path in sorted(ROOT.glob(pattern)))
-    paths = [Path(name).resolve() for name in names] or list(every)
-    found = [line for path in paths for line in check(str(path.relative_to(ROOT)), path.read_text("utf-8"))]
+    paths = [Path(name).resolve() for name in names] or [p for glob in MODULES for p in ROOT.glob(glob)]
+    found = [p for path in sorted(paths) for p in check(str(path.relative_to(ROOT)), path.read_text("utf-8"))]
     print("\n".join(found) or f"{len(paths)} modules are explained")
     return 1 if found else 0
 

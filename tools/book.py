@@ -25,7 +25,6 @@ import tempfile
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 # Started as a script, this file's own folder is searched for modules, not the folder above it.
@@ -197,7 +196,8 @@ def executed(root: Path, script: Path) -> str:
         raise ValueError(f"{script.name}: {error}") from None
 
     # 4. Write it down, unless it tells whose machine this is.
-    text = nbformat.writes(notebook | {"metadata": METADATA}, version=4).rstrip("\n") + "\n"
+    notebook.metadata = nbformat.from_dict(METADATA)
+    text = nbformat.writes(notebook, version=4).rstrip("\n") + "\n"
     for folder in (root, Path.home(), sys.prefix, tempfile.gettempdir()):
         if f"{folder}/" in text:
             raise ValueError(f"{script.name}: an output names {folder}: print no absolute path")
@@ -247,13 +247,17 @@ def notebook_problems(root: Path) -> Iterator[str]:
 
 def page_problems(root: Path, check: bool) -> Iterator[str]:
     """Renew every page, or with `check` yield what a renewal would change."""
-    # 1. Compare before writing: a page that is current keeps its date.
+    # 1. Fill. A mark that cannot be filled spoils its own page alone.
     for page in [page for pattern in PAGES for page in sorted(root.glob(pattern))]:
-        current, wanted = page.read_text(encoding="utf-8"), refilled(root, page)
+        try:
+            current, wanted = page.read_text(encoding="utf-8"), refilled(root, page)
+        except ValueError as error:
+            yield str(error)
+            continue
+
+        # 2. Compare before writing: a page that is current keeps its date.
         if current != wanted and check:
             yield difference(str(page.relative_to(root)), current, wanted)
-
-        # 2. Write.
         elif current != wanted:
             page.write_text(wanted, encoding="utf-8")
 
@@ -280,8 +284,9 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     options = parser.parse_args(arguments)
     names = options.notebooks if options.execute is None else options.execute
     try:
-        copies = chain(page_problems(root, options.check), notebook_problems(root))
-        problems = list(copies) if names is None else run_notebooks(root, names, options.execute is None)
+        problems = run_notebooks(root, names, write=options.execute is None) if names is not None else [
+            *page_problems(root, options.check), *notebook_problems(root)
+        ]
     except ValueError as error:
         problems = [str(error)]
 

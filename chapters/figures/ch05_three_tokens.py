@@ -2,8 +2,8 @@
 
     python chapters/figures/ch05_three_tokens.py
 
-Writes `ch05_three_tokens.svg` beside this script. The background is opaque, so the picture reads the same on a light and a
-dark page; every cell carries its number, so nothing depends on colour.
+Writes `ch05_three_tokens.svg` beside this script. Its ground is opaque, so it reads the same on a light and
+a dark page; every cell carries its number, so nothing depends on colour.
 """
 
 import sys

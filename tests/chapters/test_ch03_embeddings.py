@@ -66,8 +66,15 @@ def test_a_trained_parameter_in_half_precision_can_be_asked():
 
 def test_king_minus_man_plus_woman_is_queen():
     # Axes: royal, female, adult. Every row is stretched: only directions may count.
-    words = {"king": (1, 0, 1), "queen": (1, 1, 1), "man": (0, 0, 1), "woman": (0, 1, 1), "boy": (0, 0, 0.2),
-             "princess": (1, 1, 0), "prince": (1, 0, 0)}
+    words = {
+        "king": (1, 0, 1),
+        "queen": (1, 1, 1),
+        "man": (0, 0, 1),
+        "woman": (0, 1, 1),
+        "boy": (0, 0, 0.2),
+        "princess": (1, 1, 0),
+        "prince": (1, 0, 0),
+    }
     ids = {word: i for i, word in enumerate(words)}
     rows = torch.tensor(list(words.values())) * torch.tensor([3, 1, 5, 2, 1, 4, 2])[:, None]
     answer = analogy(rows, ids["king"], ids["man"], ids["woman"], k=4)

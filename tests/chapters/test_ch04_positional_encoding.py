@@ -1,4 +1,4 @@
-"""Chapter 4: RoPE turns, it does not stretch; scores know distances, not places; files agree with Hugging Face."""
+"""Chapter 4: RoPE turns and never stretches, scores know distances only, files agree with Transformers."""
 
 import math
 
@@ -10,10 +10,20 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from chapters.ch04_positional_encoding import apply_rope, rope_tables, scaled_frequencies, sinusoidal_positions
+from chapters.ch04_positional_encoding import (
+    apply_rope,
+    rope_tables,
+    scaled_frequencies,
+    sinusoidal_positions,
+)
 
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 8192}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -33,8 +43,13 @@ def test_sinusoids_are_the_papers_formula():
 
 @pytest.mark.parametrize("theta", [10000.0, 500000.0])
 def test_tables_equal_those_of_transformers(theta):
-    config = LlamaConfig(hidden_size=70, num_attention_heads=5, head_dim=14, max_position_embeddings=53,
-                         rope_parameters={"rope_type": "default", "rope_theta": theta})
+    config = LlamaConfig(
+        hidden_size=70,
+        num_attention_heads=5,
+        head_dim=14,
+        max_position_embeddings=53,
+        rope_parameters={"rope_type": "default", "rope_theta": theta},
+    )
     cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), torch.arange(53)[None])
     ours = rope_tables(14, 53, theta)
     assert [t.dtype for t in ours] == [torch.float32] * 2
@@ -42,10 +57,17 @@ def test_tables_equal_those_of_transformers(theta):
     torch.testing.assert_close(torch.cat([ours[1]] * 2, dim=-1), sin[0], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("scaling", [LLAMA3, LLAMA3 | {"factor": 32.0}, {"rope_type": "linear", "factor": 4.0}])
+@pytest.mark.parametrize(
+    "scaling", [LLAMA3, LLAMA3 | {"factor": 32.0}, {"rope_type": "linear", "factor": 4.0}]
+)
 def test_context_scaling_equals_that_of_transformers(scaling):
-    config = LlamaConfig(hidden_size=256, num_attention_heads=2, head_dim=128, max_position_embeddings=131072,
-                         rope_parameters=scaling | {"rope_theta": 500000.0})
+    config = LlamaConfig(
+        hidden_size=256,
+        num_attention_heads=2,
+        head_dim=128,
+        max_position_embeddings=131072,
+        rope_parameters=scaling | {"rope_theta": 500000.0},
+    )
     theirs, factor = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](config, device="cpu")
     plain = 500000.0 ** (-torch.arange(0, 128, 2) / 128)
     ours = scaled_frequencies(plain, scaling)
@@ -73,7 +95,9 @@ def test_half_split_rotation_equals_that_of_transformers():
 
 def test_interleaved_rotation_is_multiplication_of_complex_numbers():
     x, (cos, sin) = noise(3, 5, 7, 8), rope_tables(8, 7)
-    expected = torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (4, 2))) * torch.complex(cos, sin)).flatten(-2)
+    expected = torch.view_as_real(
+        torch.view_as_complex(x.unflatten(-1, (4, 2))) * torch.complex(cos, sin)
+    ).flatten(-2)
     torch.testing.assert_close(apply_rope(x, cos, sin, interleaved=True), expected)
 
 
@@ -129,10 +153,13 @@ def test_the_dtype_stays_and_late_positions_remain_distinct():
     assert (cos[301] - cos[300]).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("arguments, word", [
-    ({"head_dim": 7, "max_seq_len": 5}, "head_dim 7"),
-    ({"head_dim": 8, "max_seq_len": 5, "scaling": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
-])
+@pytest.mark.parametrize(
+    "arguments, word",
+    [
+        ({"head_dim": 7, "max_seq_len": 5}, "head_dim 7"),
+        ({"head_dim": 8, "max_seq_len": 5, "scaling": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
+    ],
+)
 def test_impossible_rotations_are_refused_in_one_line(arguments, word):
     with pytest.raises(ValueError, match=word) as caught:
         rope_tables(**arguments)

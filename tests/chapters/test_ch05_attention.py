@@ -1,4 +1,4 @@
-"""Chapter 5: by hand equals fused, the past never learns of the future, and shared heads are full heads repeated."""
+"""Chapter 5: by hand equals fused, the past never learns of the future, shared heads are repeated heads."""
 
 import pytest
 import torch
@@ -49,10 +49,16 @@ def test_softmax_survives_huge_scores_and_gives_hidden_ones_nothing():
     weights = softmax(scores)
     torch.testing.assert_close(weights, F.softmax(scores, -1))
     assert weights[2] == 0 and weights.sum() == 1
-    assert [round(w, 3) for w in softmax(torch.tensor([0.297, -0.106, -0.368])).tolist()] == [0.458, 0.306, 0.236]
+    assert [round(w, 3) for w in softmax(torch.tensor([0.297, -0.106, -0.368])).tolist()] == [
+        0.458,
+        0.306,
+        0.236,
+    ]
 
 
-@pytest.mark.parametrize("queries, keys, window", [(7, 7, None), (3, 8, None), (1, 5, None), (7, 7, 3), (2, 9, 4), (6, 6, 1)])
+@pytest.mark.parametrize(
+    "queries, keys, window", [(7, 7, None), (3, 8, None), (1, 5, None), (7, 7, 3), (2, 9, 4), (6, 6, 1)]
+)
 def test_mask_allows_oneself_and_the_past_within_the_window(queries, keys, window):
     mask = causal_mask(queries, keys, window)
     assert mask.shape == (queries, keys) and mask.dtype == torch.bool
@@ -75,8 +81,10 @@ def test_by_hand_equals_the_fused_kernel(queries, keys, window):
 
 def test_by_hand_has_the_gradients_of_the_fused_kernel():
     mask, gradients = causal_mask(7, 7), []
-    for attend in (lambda *x: scaled_dot_product_attention(*x, mask)[0],
-                   lambda *x: F.scaled_dot_product_attention(*x, is_causal=True)):
+    for attend in (
+        lambda *x: scaled_dot_product_attention(*x, mask)[0],
+        lambda *x: F.scaled_dot_product_attention(*x, is_causal=True),
+    ):
         inputs = [noise(2, 3, 7, 5, seed=i).requires_grad_() for i in range(3)]
         attend(*inputs).square().sum().backward()
         gradients.append([x.grad for x in inputs])
@@ -86,11 +94,14 @@ def test_by_hand_has_the_gradients_of_the_fused_kernel():
 def test_without_turning_the_layer_equals_torch_multihead_attention():
     ours = layer(d_model=24, head_dim=None, qkv_bias=True)
     theirs = nn.MultiheadAttention(24, 6, batch_first=True).eval()
-    theirs.load_state_dict({
-        "in_proj_weight": torch.cat([m.weight for m in (ours.query, ours.key, ours.value)]),
-        "in_proj_bias": torch.cat([m.bias for m in (ours.query, ours.key, ours.value)]),
-        "out_proj.weight": ours.output.weight, "out_proj.bias": torch.zeros(24),
-    })
+    theirs.load_state_dict(
+        {
+            "in_proj_weight": torch.cat([m.weight for m in (ours.query, ours.key, ours.value)]),
+            "in_proj_bias": torch.cat([m.bias for m in (ours.query, ours.key, ours.value)]),
+            "out_proj.weight": ours.output.weight,
+            "out_proj.bias": torch.zeros(24),
+        }
+    )
     x = noise(2, 9, 24)
     expected, _ = theirs(x, x, x, attn_mask=~causal_mask(9, 9), need_weights=False)
     torch.testing.assert_close(ours(x, torch.ones(9, 2), torch.zeros(9, 2)), expected)
@@ -114,10 +125,16 @@ def test_layer_equals_the_specification(window, kv_heads, extras):
 @pytest.mark.parametrize("kv_heads", [3, 2, 1])
 def test_grouped_heads_equal_full_heads_that_repeat_the_shared_ones(kv_heads):
     grouped, full = layer(num_kv_heads=kv_heads), layer()
-    full.load_state_dict(grouped.state_dict() | {
-        f"{name}.weight": getattr(grouped, name).weight.view(kv_heads, 4, 30).repeat_interleave(6 // kv_heads, 0).flatten(0, 1)
-        for name in ("key", "value")
-    })
+    full.load_state_dict(
+        grouped.state_dict()
+        | {
+            f"{name}.weight": getattr(grouped, name)
+            .weight.view(kv_heads, 4, 30)
+            .repeat_interleave(6 // kv_heads, 0)
+            .flatten(0, 1)
+            for name in ("key", "value")
+        }
+    )
     x, tables = noise(2, 7, 30), rope_tables(4, 7)
     torch.testing.assert_close(grouped(x, *tables), full(x, *tables))
     q, k, v = grouped.project(x, *tables)
@@ -129,7 +146,9 @@ def test_queries_and_keys_are_turned_and_values_are_not():
     model, x, tables = layer(num_kv_heads=2), noise(1, 5, 30), rope_tables(4, 5)
     q, k, v = model.project(x, *tables)
     flat = [m(x).unflatten(-1, (-1, 4)).transpose(1, 2) for m in (model.query, model.key, model.value)]
-    torch.testing.assert_close((q, k, v), (apply_rope(flat[0], *tables), apply_rope(flat[1], *tables), flat[2]))
+    torch.testing.assert_close(
+        (q, k, v), (apply_rope(flat[0], *tables), apply_rope(flat[1], *tables), flat[2])
+    )
 
 
 def test_sliding_window_equals_attending_to_the_newest_tokens_alone():
@@ -200,10 +219,13 @@ def test_attention_is_not_linear_in_its_input():
     assert (model(2 * x, *tables) - 2 * model(x, *tables)).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"d_model": 31, "head_dim": None}, "d_model 31 is not divisible by num_heads 6"),
-    ({"num_kv_heads": 4}, "num_heads 6 is not divisible by num_kv_heads 4"),
-])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"d_model": 31, "head_dim": None}, "d_model 31 is not divisible by num_heads 6"),
+        ({"num_kv_heads": 4}, "num_heads 6 is not divisible by num_kv_heads 4"),
+    ],
+)
 def test_heads_that_do_not_divide_are_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         layer(**changes)

@@ -13,7 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from chapters.ch07_gpt_model import GPT, PRESETS, GPTConfig, count_parameters, flops_per_token, memory_bytes
 
-SMALL = GPTConfig(vocab_size=53, d_model=30, num_layers=3, num_heads=6, num_kv_heads=2, head_dim=4, d_ff=47, max_seq_len=29)
+SMALL = GPTConfig(
+    vocab_size=53, d_model=30, num_layers=3, num_heads=6, num_kv_heads=2, head_dim=4, d_ff=47, max_seq_len=29
+)
 
 
 def model_of(**changes) -> GPT:
@@ -35,9 +37,17 @@ def configs(draw) -> GPTConfig:
     head_dim = draw(st.sampled_from([None, 2, 6]))
     width = heads * 2 * draw(st.integers(1, 3)) if head_dim is None else draw(st.integers(1, 25))
     return GPTConfig(
-        vocab_size=draw(st.integers(1, 40)), d_model=width, num_layers=draw(st.integers(1, 3)), num_heads=heads,
-        num_kv_heads=kv_heads, head_dim=head_dim, d_ff=draw(st.integers(1, 30)), max_seq_len=11,
-        tie_embeddings=draw(st.booleans()), qkv_bias=draw(st.booleans()), qk_norm=draw(st.booleans()),
+        vocab_size=draw(st.integers(1, 40)),
+        d_model=width,
+        num_layers=draw(st.integers(1, 3)),
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        d_ff=draw(st.integers(1, 30)),
+        max_seq_len=11,
+        tie_embeddings=draw(st.booleans()),
+        qkv_bias=draw(st.booleans()),
+        qk_norm=draw(st.booleans()),
     )
 
 
@@ -50,7 +60,12 @@ def test_presets_have_the_parameters_the_book_promises():
     assert PRESETS["tiny"].d_ff == 1024 and round(100 * counts["embedding"] / counts["total"]) == 75
     assert 0.8e6 < totals["nano"] < 1.2e6
     assert totals["nano"] < totals["tiny"] < totals["small"] < totals["base"]
-    assert [(PRESETS[n].d_model, PRESETS[n].num_layers) for n in PRESETS] == [(128, 4), (256, 4), (512, 8), (768, 12)]
+    assert [(PRESETS[n].d_model, PRESETS[n].num_layers) for n in PRESETS] == [
+        (128, 4),
+        (256, 4),
+        (512, 8),
+        (768, 12),
+    ]
 
 
 @pytest.mark.parametrize("name, percent", [("base", 20.3), ("tiny", 43.0)])
@@ -66,8 +81,17 @@ def test_counted_parameters_are_those_of_the_real_model(config):
     model, counts = GPT(config), count_parameters(config)
     real = {"embedding": 0, "attention": 0, "feed_forward": 0, "norms": 0, "output_head": 0}
     for name, parameter in model.named_parameters():
-        part = ("attention" if ".attention." in name else "feed_forward" if ".feed_forward." in name else
-                "norms" if "norm" in name else "output_head" if "lm_head" in name else "embedding")
+        part = (
+            "attention"
+            if ".attention." in name
+            else "feed_forward"
+            if ".feed_forward." in name
+            else "norms"
+            if "norm" in name
+            else "output_head"
+            if "lm_head" in name
+            else "embedding"
+        )
         real[part] += parameter.numel()
     assert counts == real | {"total": sum(p.numel() for p in model.parameters())}
 
@@ -77,7 +101,9 @@ def test_counted_parameters_of_presets_are_real(name):
     assert count_parameters(PRESETS[name])["total"] == sum(p.numel() for p in GPT(PRESETS[name]).parameters())
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": False}, {"num_kv_heads": 6}, {"qkv_bias": True}, {"qk_norm": True}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"tie_embeddings": False}, {"num_kv_heads": 6}, {"qkv_bias": True}, {"qk_norm": True}]
+)
 def test_counted_work_is_what_torch_counts(changes):
     model, ids = model_of(**changes), some_ids(3, 17)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -97,7 +123,9 @@ def test_counted_memory_is_that_of_the_tensors():
     assert promised["kv_cache_bf16"] == SMALL.num_layers * 2 * keys.nbytes
 
 
-@pytest.mark.parametrize("changes", [{}, {"sliding_window": 4}, {"qk_norm": True, "num_kv_heads": 6}, {"qkv_bias": True}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"sliding_window": 4}, {"qk_norm": True, "num_kv_heads": 6}, {"qkv_bias": True}]
+)
 def test_future_tokens_cannot_change_the_past(changes):
     model, ids = model_of(**changes), some_ids()
     other = ids.clone()
@@ -140,7 +168,11 @@ def test_an_untrained_model_is_surprised_as_by_a_fair_draw(vocab_size):
 @pytest.mark.parametrize("layers", [2, 9])
 def test_matrices_begin_as_noise_scaled_by_depth_biases_at_zero_and_norms_at_one(layers):
     torch.manual_seed(0)
-    model = GPT(dataclasses.replace(PRESETS["nano"], num_layers=layers, qkv_bias=True, qk_norm=True, tie_embeddings=False))
+    model = GPT(
+        dataclasses.replace(
+            PRESETS["nano"], num_layers=layers, qkv_bias=True, qk_norm=True, tie_embeddings=False
+        )
+    )
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             assert (parameter == 0).all(), name
@@ -180,10 +212,13 @@ def test_position_tables_travel_with_the_model_and_are_not_saved():
     assert model.to("meta").rope_cos.device.type == "meta"
 
 
-def test_dropout_acts_in_training_only():
+def test_dropout_acts_in_training_only_and_in_attention_too():
     model, ids = model_of(dropout=0.3), some_ids()
     torch.testing.assert_close(model(ids), model_of()(ids))
     model.train()
+    assert not torch.equal(model(ids), model(ids))
+    for block in model.blocks:
+        block.dropout.p = 0.0
     assert not torch.equal(model(ids), model(ids))
 
 
@@ -194,18 +229,29 @@ def test_a_text_longer_than_the_context_is_refused_with_both_numbers():
         model(some_ids(1, 30))
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"vocab_size": 0}, "vocab_size is 0"), ({"num_layers": -1}, "num_layers is -1"), ({"d_ff": 2.5}, "d_ff is 2.5"),
-    ({"max_seq_len": "64"}, "max_seq_len is '64'"), ({"d_model": True}, "d_model is True"),
-    ({"d_model": 30, "num_heads": 4}, "d_model 30 is not divisible by num_heads 4"),
-    ({"num_heads": 4, "num_kv_heads": 3}, "num_heads 4 is not divisible by num_kv_heads 3"),
-    ({"num_kv_heads": 0}, "num_kv_heads is 0"), ({"head_dim": 5}, "head_dim 5 is odd"),
-    ({"head_dim": 0}, "head_dim is 0"), ({"head_dim": -2}, "head_dim is -2"),
-    ({"dropout": 1.0}, "dropout 1.0"), ({"dropout": -0.1}, "dropout -0.1"), ({"sliding_window": 0}, "sliding_window"),
-    ({"norm_eps": -1e-5}, "norm_eps"), ({"rope_theta": 0.0}, "rope_theta"),
-    ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
-    ({"rope_scaling": {"rope_type": "linear"}}, "factor"),
-])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"vocab_size": 0}, "vocab_size is 0"),
+        ({"num_layers": -1}, "num_layers is -1"),
+        ({"d_ff": 2.5}, "d_ff is 2.5"),
+        ({"max_seq_len": "64"}, "max_seq_len is '64'"),
+        ({"d_model": True}, "d_model is True"),
+        ({"d_model": 30, "num_heads": 4}, "d_model 30 is not divisible by num_heads 4"),
+        ({"num_heads": 4, "num_kv_heads": 3}, "num_heads 4 is not divisible by num_kv_heads 3"),
+        ({"num_kv_heads": 0}, "num_kv_heads is 0"),
+        ({"head_dim": 5}, "head_dim 5 is odd"),
+        ({"head_dim": 0}, "head_dim is 0"),
+        ({"head_dim": -2}, "head_dim is -2"),
+        ({"dropout": 1.0}, "dropout 1.0"),
+        ({"dropout": -0.1}, "dropout -0.1"),
+        ({"sliding_window": 0}, "sliding_window"),
+        ({"norm_eps": -1e-5}, "norm_eps"),
+        ({"rope_theta": 0.0}, "rope_theta"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "factor"),
+    ],
+)
 def test_an_impossible_model_is_refused_in_one_line_that_names_the_field(changes, words):
     with pytest.raises(ValueError, match=words) as caught:
         GPTConfig(**changes)
@@ -219,5 +265,12 @@ def test_a_config_cannot_be_changed_behind_the_models_back():
 
 @pytest.mark.parametrize("changes", [{"d_model": 384}, {"num_heads": 8}, {"num_heads": 2}])
 def test_a_preset_with_one_size_changed_is_the_model_of_that_size(changes):
-    base = {"vocab_size": 1024, "d_model": 256, "num_layers": 4, "num_heads": 4, "d_ff": 1024, "max_seq_len": 256}
+    base = {
+        "vocab_size": 1024,
+        "d_model": 256,
+        "num_layers": 4,
+        "num_heads": 4,
+        "d_ff": 1024,
+        "max_seq_len": 256,
+    }
     assert PRESETS["tiny"].resized(**changes) == GPTConfig(**base | changes)

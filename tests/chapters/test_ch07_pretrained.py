@@ -1,4 +1,4 @@
-"""Chapter 7, model folders: Transformers opens what is written here and gives the same, and the other way round."""
+"""Chapter 7, model folders: Transformers opens ours and gives the same, and the other way round."""
 
 import dataclasses
 import json
@@ -27,23 +27,83 @@ from chapters import ch07_pretrained
 from chapters.ch07_gpt_model import GPT, GPTConfig
 from chapters.ch07_pretrained import config_from_hf, config_to_hf, family_of, write_atomically
 
-LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 16}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
 # One model of each family, each with something of its own: grouped heads, a head size, scaling, no tying.
 CONFIGS = {
-    "llama": GPTConfig(vocab_size=53, d_model=24, num_layers=2, num_heads=6, num_kv_heads=3, d_ff=35, max_seq_len=37,
-                       rope_theta=500.0, rope_scaling=LLAMA3),
-    "llama linear": GPTConfig(vocab_size=53, d_model=24, num_layers=1, num_heads=3, d_ff=17, max_seq_len=37,
-                              rope_scaling={"rope_type": "linear", "factor": 2.0}, tie_embeddings=False),
-    "mistral": GPTConfig(vocab_size=53, d_model=20, num_layers=3, num_heads=5, num_kv_heads=1, head_dim=6, d_ff=31,
-                         max_seq_len=37, sliding_window=5, tie_embeddings=False),
-    "qwen2": GPTConfig(vocab_size=53, d_model=24, num_layers=2, num_heads=6, num_kv_heads=2, d_ff=35, max_seq_len=37,
-                       qkv_bias=True, norm_eps=1e-6, rope_theta=1e6),
-    "qwen3": GPTConfig(vocab_size=53, d_model=22, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, d_ff=35,
-                       max_seq_len=37, qk_norm=True, tie_embeddings=False),
+    "llama": GPTConfig(
+        vocab_size=53,
+        d_model=24,
+        num_layers=2,
+        num_heads=6,
+        num_kv_heads=3,
+        d_ff=35,
+        max_seq_len=37,
+        rope_theta=500.0,
+        rope_scaling=LLAMA3,
+    ),
+    "llama linear": GPTConfig(
+        vocab_size=53,
+        d_model=24,
+        num_layers=1,
+        num_heads=3,
+        d_ff=17,
+        max_seq_len=37,
+        rope_scaling={"rope_type": "linear", "factor": 2.0},
+        tie_embeddings=False,
+    ),
+    "mistral": GPTConfig(
+        vocab_size=53,
+        d_model=20,
+        num_layers=3,
+        num_heads=5,
+        num_kv_heads=1,
+        head_dim=6,
+        d_ff=31,
+        max_seq_len=37,
+        sliding_window=5,
+        tie_embeddings=False,
+    ),
+    "qwen2": GPTConfig(
+        vocab_size=53,
+        d_model=24,
+        num_layers=2,
+        num_heads=6,
+        num_kv_heads=2,
+        d_ff=35,
+        max_seq_len=37,
+        qkv_bias=True,
+        norm_eps=1e-6,
+        rope_theta=1e6,
+    ),
+    "qwen3": GPTConfig(
+        vocab_size=53,
+        d_model=22,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        d_ff=35,
+        max_seq_len=37,
+        qk_norm=True,
+        tie_embeddings=False,
+    ),
 }
-SIZES = {"vocab_size": 47, "hidden_size": 24, "intermediate_size": 35, "num_hidden_layers": 2, "num_attention_heads": 6,
-         "num_key_value_heads": 2, "max_position_embeddings": 41, "initializer_range": 0.4}
+SIZES = {
+    "vocab_size": 47,
+    "hidden_size": 24,
+    "intermediate_size": 35,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 41,
+    "initializer_range": 0.4,
+}
 THEIRS = {
     "llama": (LlamaForCausalLM, LlamaConfig, {"rope_parameters": LLAMA3 | {"rope_theta": 100.0}}),
     "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": 7, "head_dim": 6}),
@@ -96,7 +156,9 @@ def test_transformers_opens_our_folder_with_equal_logits_and_equal_text(name, tm
     assert type(theirs).__name__.lower().startswith(name.split()[0])
     torch.testing.assert_close(model(ids), theirs(ids).logits, rtol=0, atol=1e-4)
     prompt = ids[:1, :9]
-    text = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=20, max_length=None, do_sample=False)
+    text = theirs.generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=20, max_length=None, do_sample=False
+    )
     assert text[0].tolist() == greedy(model, prompt, 20)
 
 
@@ -144,21 +206,45 @@ def test_a_folder_in_bfloat16_halves_the_file_and_opens_in_float32(folder, tmp_p
 
 
 @settings(max_examples=60, deadline=None)
-@given(switch=st.sampled_from([{}, {"qkv_bias": True}, {"qk_norm": True}, {"sliding_window": 3}]), tie=st.booleans(),
-       kv_heads=st.integers(1, 4), groups=st.integers(1, 3), head_dim=st.sampled_from([2, 8, 64]),
-       theta=st.floats(2, 1e7), scaling=st.sampled_from([None, LLAMA3, {"rope_type": "linear", "factor": 2.5}]),
-       dropout=st.sampled_from([0.0, 0.25]))
+@given(
+    switch=st.sampled_from([{}, {"qkv_bias": True}, {"qk_norm": True}, {"sliding_window": 3}]),
+    tie=st.booleans(),
+    kv_heads=st.integers(1, 4),
+    groups=st.integers(1, 3),
+    head_dim=st.sampled_from([2, 8, 64]),
+    theta=st.floats(2, 1e7),
+    scaling=st.sampled_from([None, LLAMA3, {"rope_type": "linear", "factor": 2.5}]),
+    dropout=st.sampled_from([0.0, 0.25]),
+)
 def test_config_json_keeps_every_field(switch, tie, kv_heads, groups, head_dim, theta, scaling, dropout):
-    config = GPTConfig(vocab_size=99, d_model=35, num_layers=3, num_heads=kv_heads * groups, num_kv_heads=kv_heads,
-                       head_dim=head_dim, d_ff=71, rope_theta=theta, rope_scaling=scaling, norm_eps=1e-4,
-                       tie_embeddings=tie, dropout=dropout, **switch)
+    config = GPTConfig(
+        vocab_size=99,
+        d_model=35,
+        num_layers=3,
+        num_heads=kv_heads * groups,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        d_ff=71,
+        rope_theta=theta,
+        rope_scaling=scaling,
+        norm_eps=1e-4,
+        tie_embeddings=tie,
+        dropout=dropout,
+        **switch,
+    )
     assert config_from_hf(json.loads(json.dumps(config_to_hf(config, torch.float32)))) == config
 
 
 @pytest.mark.parametrize("spelling", ["rope_type", "type"])
 def test_the_older_spelling_of_config_json_means_the_same(folder, spelling):
-    edit(folder, rope_parameters=None, dtype=None, torch_dtype="float32", rope_theta=77.0,
-         rope_scaling={spelling: "linear", "factor": 3.0})
+    edit(
+        folder,
+        rope_parameters=None,
+        dtype=None,
+        torch_dtype="float32",
+        rope_theta=77.0,
+        rope_scaling={spelling: "linear", "factor": 3.0},
+    )
     ours, theirs = GPT.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     assert ours.config.rope_theta == 77.0
     torch.testing.assert_close(ours(ids_below(53)), theirs(ids_below(53)).logits, rtol=0, atol=1e-4)
@@ -175,6 +261,15 @@ def test_a_field_left_out_means_what_transformers_takes_it_to_mean(field, tmp_pa
     torch.testing.assert_close(ours(ids_below(53)), theirs(ids_below(53)).logits, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("lost", [{"rope_parameters": None}, {"rope_theta": None, "rope_scaling": None}])
+@pytest.mark.parametrize("name", ["llama", "llama linear", "qwen2"])
+def test_each_of_the_two_spellings_of_the_rotation_says_it_all(name, lost, tmp_path):
+    GPT(CONFIGS[name]).save_pretrained(tmp_path)
+    edit(tmp_path, **lost)
+    assert GPT.from_pretrained(tmp_path).config == CONFIGS[name]
+    assert config_from_hf(AutoConfig.from_pretrained(tmp_path).to_dict()) == CONFIGS[name]
+
+
 def refused(folder, words: str) -> None:
     """Assert that the folder is refused in one line with these words."""
     with pytest.raises(ValueError, match=words) as caught:
@@ -182,18 +277,33 @@ def refused(folder, words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"model_type": "bert"}, "bert.*llama"), ({"model_type": None}, "model_type"), ({"hidden_size": None}, "hidden_size"),
-    ({"hidden_size": "24"}, "d_model is '24'"), ({"num_attention_heads": 5, "head_dim": None}, "num_heads 5"),
-    ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}}, "yarn"),
-    ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, "factor"),
-    ({"hidden_act": "gelu"}, "gelu"),
-    ({"intermediate_size": 36}, "mlp.*35.*36"), ({"num_hidden_layers": 3}, "layers.2"), ({"num_hidden_layers": 1}, "layers.1"),
-    ({"tie_word_embeddings": False}, "lm_head"),
-])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"model_type": "bert"}, "bert.*llama"),
+        ({"model_type": None}, "model_type"),
+        ({"hidden_size": None}, "hidden_size"),
+        ({"hidden_size": "24"}, "d_model is '24'"),
+        ({"num_attention_heads": 5, "head_dim": None}, "num_heads 5"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}}, "yarn"),
+        ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, "factor"),
+        ({"hidden_act": "gelu"}, "gelu"),
+        ({"intermediate_size": 36}, "mlp.*35.*36"),
+        ({"num_hidden_layers": 3}, "layers.2"),
+        ({"num_hidden_layers": 1}, "layers.1"),
+        ({"tie_word_embeddings": False}, "lm_head"),
+    ],
+)
 def test_a_config_that_does_not_fit_is_refused(folder, changes, words):
     edit(folder, **changes)
     refused(folder, words)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3"])
+def test_a_window_that_is_written_down_but_switched_off_is_none(name, tmp_path):
+    GPT(CONFIGS[name]).save_pretrained(tmp_path)
+    edit(tmp_path, sliding_window=5, use_sliding_window=False)
+    assert GPT.from_pretrained(tmp_path).config.sliding_window is None
 
 
 def test_a_window_in_some_layers_only_is_refused_and_not_taken_for_all(tmp_path):
@@ -203,11 +313,15 @@ def test_a_window_in_some_layers_only_is_refused_and_not_taken_for_all(tmp_path)
 
 
 def test_another_architecture_is_refused_by_name(tmp_path):
-    AutoModelForCausalLM.from_config(GPT2Config(vocab_size=11, n_embd=6, n_layer=1, n_head=2)).save_pretrained(tmp_path)
+    AutoModelForCausalLM.from_config(
+        GPT2Config(vocab_size=11, n_embd=6, n_layer=1, n_head=2)
+    ).save_pretrained(tmp_path)
     refused(tmp_path, "gpt2")
 
 
-@pytest.mark.parametrize("tensor", ["model.embed_tokens.weight", "model.layers.1.self_attn.k_proj.weight", "model.norm.weight"])
+@pytest.mark.parametrize(
+    "tensor", ["model.embed_tokens.weight", "model.layers.1.self_attn.k_proj.weight", "model.norm.weight"]
+)
 def test_a_tensor_that_is_missing_or_misshapen_is_named(folder, tensor):
     path = folder / "model.safetensors"
     tensors = load_file(path)
@@ -233,9 +347,14 @@ def test_a_missing_or_broken_file_is_refused_with_the_folders_name(folder, name)
     refused(folder, name)
 
 
-@pytest.mark.parametrize("changes", [
-    {"qkv_bias": True, "qk_norm": True}, {"qk_norm": True, "sliding_window": 5}, {"qkv_bias": True, "sliding_window": 5},
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"qkv_bias": True, "qk_norm": True},
+        {"qk_norm": True, "sliding_window": 5},
+        {"qkv_bias": True, "sliding_window": 5},
+    ],
+)
 def test_a_combination_that_no_family_has_is_refused_and_nothing_is_written(changes, tmp_path):
     model = GPT(dataclasses.replace(CONFIGS["llama"], **changes))
     with pytest.raises(ValueError, match="no published family"):
@@ -244,7 +363,9 @@ def test_a_combination_that_no_family_has_is_refused_and_nothing_is_written(chan
 
 
 def test_families_are_told_apart_by_their_switches():
-    assert {name: family_of(config) for name, config in CONFIGS.items()} == {name: name.split()[0] for name in CONFIGS}
+    assert {name: family_of(config) for name, config in CONFIGS.items()} == {
+        name: name.split()[0] for name in CONFIGS
+    }
 
 
 @pytest.mark.parametrize("name", ["save_file", "os"])
@@ -257,7 +378,9 @@ def test_a_crash_while_writing_leaves_the_old_folder(folder, monkeypatch, name):
         raise OSError("no space left on device")
 
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr(ch07_pretrained, name, write_half if name == "save_file" else SimpleNamespace(fsync=fail))
+    monkeypatch.setattr(
+        ch07_pretrained, name, write_half if name == "save_file" else SimpleNamespace(fsync=fail)
+    )
     with pytest.raises(OSError, match="no space"):
         shaken(dataclasses.replace(CONFIGS["llama"], num_layers=1)).save_pretrained(folder)
     assert {name: (folder / name).read_bytes() for name in before} == before

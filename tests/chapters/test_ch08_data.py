@@ -1,4 +1,4 @@
-"""Chapter 8, the data: each token is a target once, each row comes once a pass, and surprise is counted in bytes."""
+"""Chapter 8, the data: each token is a target once, each row comes once a pass, surprise is per byte."""
 
 import math
 
@@ -6,13 +6,21 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import DOCUMENTS
 
 from chapters.ch07_gpt_model import GPT, GPTConfig
 from chapters.ch08_scale import autocast
 from chapters.ch08_training import TokenRows, bits_per_byte, get_batch
 
-SMALL = GPTConfig(vocab_size=300, d_model=24, num_layers=2, num_heads=3, num_kv_heads=1, d_ff=35, max_seq_len=16, dropout=0.4)
+SMALL = GPTConfig(
+    vocab_size=300,
+    d_model=24,
+    num_layers=2,
+    num_heads=3,
+    num_kv_heads=1,
+    d_ff=35,
+    max_seq_len=16,
+    dropout=0.4,
+)
 
 
 def loud_model() -> GPT:
@@ -25,11 +33,11 @@ def loud_model() -> GPT:
 
 
 @pytest.mark.parametrize("context", [5, 16, 1000])
-def test_every_token_and_every_end_is_a_target_of_its_document_once(tokenizer, context):
-    rows = TokenRows(DOCUMENTS, tokenizer, context)
+def test_every_token_and_every_end_is_a_target_of_its_document_once(documents, tokenizer, context):
+    rows = TokenRows(documents, tokenizer, context)
     x, y = rows.rows(np.arange(len(rows)))
     counted = [y[row, :count].tolist() for row, count in enumerate(rows.counts)]
-    expected = [token for text in DOCUMENTS for token in [*tokenizer.encode(text), tokenizer.eot_id]]
+    expected = [token for text in documents for token in [*tokenizer.encode(text), tokenizer.eot_id]]
     assert [token for row in counted for token in row] == expected
     assert x.shape == y.shape == (len(rows), context) and x.dtype == torch.long
 
@@ -40,13 +48,13 @@ def test_targets_are_the_inputs_moved_by_one_place_and_not_by_two(rows):
     assert not torch.equal(x[:, 2:], y[:, :-2])
 
 
-def test_a_document_begins_behind_an_end_token_and_in_a_row_of_its_own(tokenizer, rows):
+def test_a_document_begins_behind_an_end_token_and_in_a_row_of_its_own(documents, tokenizer, rows):
     x, _ = rows.rows(np.arange(len(rows)))
     starts = [row.tolist() for row in x if row[0] == tokenizer.eot_id]
-    assert len(starts) == len(DOCUMENTS)
-    for text, row in zip(DOCUMENTS, starts, strict=True):
+    assert len(starts) == len(documents)
+    for text, row in zip(documents, starts, strict=True):
         assert row[1:4] == [*tokenizer.encode(text), tokenizer.eot_id, *row][:3] or len(text) < 3
-    assert rows.num_bytes == sum(len(text.encode()) for text in DOCUMENTS) > sum(map(len, DOCUMENTS))
+    assert rows.num_bytes == sum(len(text.encode()) for text in documents) > sum(map(len, documents))
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7])
@@ -69,29 +77,33 @@ def test_a_batch_depends_on_its_number_and_the_seed_alone(rows):
     assert not torch.equal(batch[0], get_batch(rows, 3, 4, seed=6)[0])
 
 
-def surprise_by_hand(model: GPT, tokenizer, context: int) -> float:
+def surprise_by_hand(model: GPT, documents, tokenizer, context: int) -> float:
     """Return the bits per byte, document by document and token by token."""
     bits = 0.0
-    for text in DOCUMENTS:
+    for text in documents:
         ids = [tokenizer.eot_id, *tokenizer.encode(text), tokenizer.eot_id]
         for start in range(0, len(ids) - 1, context):
             part = torch.tensor([ids[start : start + context + 1]])
             log_probs = F.log_softmax(model(part[:, :-1])[0], dim=-1)
             bits -= sum(log_probs[i, token].item() for i, token in enumerate(part[0, 1:])) / math.log(2)
-    return bits / sum(len(text.encode()) for text in DOCUMENTS)
+    return bits / sum(len(text.encode()) for text in documents)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
-def test_bits_per_byte_is_the_surprise_of_every_target_over_the_bytes_of_the_text(tokenizer, rows, batch_size):
+def test_bits_per_byte_is_the_surprise_of_every_target_over_the_bytes_of_the_text(
+    documents, tokenizer, rows, batch_size
+):
     model = loud_model().eval()
-    expected = surprise_by_hand(model, tokenizer, 16)
+    expected = surprise_by_hand(model, documents, tokenizer, 16)
     assert bits_per_byte(model, rows, batch_size) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_model_without_opinion_pays_the_logarithm_of_the_vocabulary_for_each_token(tokenizer, rows):
+def test_a_model_without_opinion_pays_the_logarithm_of_the_vocabulary_for_each_token(
+    documents, tokenizer, rows
+):
     model = loud_model()
     torch.nn.init.zeros_(model.lm_head.weight)
-    tokens = sum(len(tokenizer.encode(text)) + 1 for text in DOCUMENTS)
+    tokens = sum(len(tokenizer.encode(text)) + 1 for text in documents)
     assert bits_per_byte(model, rows) == pytest.approx(tokens * math.log2(300) / rows.num_bytes, rel=1e-5)
 
 

@@ -22,17 +22,35 @@ def test_metrics_are_read_in_the_order_they_were_written(tmp_path):
 @pytest.mark.parametrize("floor", [None, 0.2])
 @pytest.mark.parametrize("parse", [{}, {"stories_that_parse": 0.5}])
 def test_the_loss_curve_is_drawn_with_what_there_is(tmp_path, floor, parse):
-    metrics = [{"step": step, "loss": loss, "validation_bits_per_byte": 2.0 - step / 10} | parse
-               for step, loss in ((0, None), (4, 5.0), (9, 3.0))]
+    metrics = [
+        {"step": step, "loss": loss, "validation_bits_per_byte": 2.0 - step / 10} | parse
+        for step, loss in ((0, None), (4, 5.0), (9, 3.0))
+    ]
     draw_loss_curve(metrics, tmp_path / "loss.png", bytes_per_token=4.0, floor=floor)
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_card_names_data_size_and_every_measurement(tmp_path):
-    write_card(tmp_path, {"bits per byte": "0.251", "stories that parse": "96 %"}, name="storyteller", parameters=1234567,
-               data="stories", steps=1600, tokens_per_step=1536, seed=3, command="python main.py")
+    write_card(
+        tmp_path,
+        {"bits per byte": "0.251", "stories that parse": "96 %"},
+        name="storyteller",
+        parameters=1234567,
+        data="stories",
+        steps=1600,
+        tokens_per_step=1536,
+        seed=3,
+        command="python main.py",
+    )
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
-    for words in ("# storyteller", "1,234,567", "`stories`", "1600 steps", "| bits per byte | 0.251 |",
-                  "| stories that parse | 96 % |", "`python main.py`"):
+    for words in (
+        "# storyteller",
+        "1,234,567",
+        "`stories`",
+        "1600 steps",
+        "| bits per byte | 0.251 |",
+        "| stories that parse | 96 % |",
+        "`python main.py`",
+    ):
         assert words in card
     assert card.startswith("---\n")

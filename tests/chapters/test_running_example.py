@@ -20,8 +20,9 @@ POINT = math.exp(1 / math.sqrt(2))  # one point of score multiplies a share by t
 
 def heads_of(matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Apply one matrix and cut the result into heads, in explicit loops."""
-    rows = [[sum(w * v for w, v in zip(row, token, strict=True)) for row in matrix.tolist()] for token in x.tolist()]
-    return torch.tensor([[[row[2 * h], row[2 * h + 1]] for row in rows] for h in range(2)])[None]
+    recipes, tokens = matrix.tolist(), x.tolist()
+    rows = [[sum(w * v for w, v in zip(row, token, strict=True)) for row in recipes] for token in tokens]
+    return torch.tensor([[row[2 * h : 2 * h + 2] for row in rows] for h in range(2)])[None]
 
 
 def by_hand() -> tuple[torch.Tensor, torch.Tensor]:

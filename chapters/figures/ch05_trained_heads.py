@@ -1,0 +1,237 @@
+"""Find the heads of the trained storyteller that look back at a name or a thing, and draw what they look at.
+
+    python chapters/figures/ch05_trained_heads.py
+
+How a head is picked, by measurement and not by eye: in fresh stories, find each moment before a name (or a
+thing) is said *again*. The token that is about to say it asks. How much of its attention goes to the earlier
+mentions of that very word, and how much to other words of the same kind? The head with the largest difference
+is the one that looks back.
+
+Writes `ch05_trained_heads.svg` beside this script.
+"""
+
+import contextlib
+import dataclasses
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from chapters.ch02_tokenization import BPETokenizer  # noqa: E402
+from chapters.ch05_attention import causal_mask, repeat_kv, scaled_dot_product_attention  # noqa: E402
+from chapters.ch07_gpt_model import GPT  # noqa: E402
+from corpora.stories import generate  # noqa: E402
+
+MODEL = ROOT / "models" / "storyteller"
+NAMES = re.compile(
+    r"\b(?:Lily|Mia|Anna|Emma|Ella|Amy|Kate|Lucy|Zoe|Ruby|Nora|Sue"
+    r"|Tom|Ben|Sam|Max|Tim|Leo|Jack|Finn|Bob|Dan|Hugo|Joe)\b"
+)
+THINGS = re.compile(
+    r"\b(?:ball|doll|drum|boat|train|car|book|flute|kite|hat|lamp|cup|crown|letter|seed|coin|box|stone)\b"
+)
+
+# Stories to measure on, told with dice that no training set uses.
+FRESH = generate(200, seed=99)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recall:
+    """A moment before a word is said again: who asks, where the word stood before, where its rivals stood."""
+
+    asks: int
+    mentions: list[int]
+    rivals: list[int]
+
+
+@torch.no_grad()
+def attention_weights(model: GPT, ids: list[int]) -> Tensor:
+    """Return what every head of every layer looks at, worked out with the five lines of chapter 5.
+
+    Shapes: ids of T tokens -> (layers, H, T, T), rows ask, columns are looked at.
+    """
+    # 1. Listen in: before each attention layer runs, repeat its work in the way that shows the weights.
+    found = []
+
+    def listen(attention, arguments):
+        q, k, _ = attention.project(*arguments[:3])
+        k = repeat_kv(k, attention.num_heads // attention.num_kv_heads)
+        found.append(scaled_dot_product_attention(q, k, k, causal_mask(len(ids), len(ids)))[1][0])
+
+    # 2. Let the model read the text once, and stop listening.
+    listeners = [block.attention.register_forward_pre_hook(listen) for block in model.blocks]
+    model(torch.tensor([ids]))
+    for listener in listeners:
+        listener.remove()
+    return torch.stack(found)
+
+
+def pieces_of(tokenizer: BPETokenizer, story: str) -> tuple[list[int], list[str]]:
+    """Return the ids of a story behind an end-of-text mark, as in training, and the text of each token."""
+    ids = [tokenizer.eot_id, *tokenizer.encode(story)]
+    return ids, [tokenizer.decode([token]) for token in ids]
+
+
+def recalls(pieces: list[str], words: re.Pattern) -> list[Recall]:
+    """Return every moment in a text before one of the `words` is said again.
+
+    The first piece is the end-of-text mark and no part of the text.
+    """
+    # 1. Number the letters by token, so that a word found in the text names the tokens that spell it.
+    owner = [number for number, piece in enumerate(pieces) if number for _ in piece]
+    spoken = [(m[0], owner[m.start()], owner[m.end() - 1]) for m in words.finditer("".join(pieces[1:]))]
+
+    # 2. Look from each mention at those before it: the same word, or another of its kind.
+    found = []
+    for number, (word, first, _) in enumerate(spoken):
+        earlier = {True: [], False: []}
+        for other, start, end in spoken[:number]:
+            earlier[other == word] += range(start, end + 1)
+        if earlier[True]:
+            found.append(Recall(first - 1, earlier[True], earlier[False]))
+    return found
+
+
+def look_back(
+    model: GPT, tokenizer: BPETokenizer, stories: list[str], words: re.Pattern
+) -> tuple[Tensor, Tensor, float]:
+    """Return, per head, the mean share of attention on earlier mentions of the word that comes next.
+
+    Shapes: -> share on that word (layers, H), share on its rivals (layers, H), and the share from
+    a head that looks at all earlier tokens alike. Only moments that have a rival count.
+    """
+    # 1. Collect all moments of all stories.
+    right, wrong, even = [], [], []
+    for story in stories:
+        ids, pieces = pieces_of(tokenizer, story)
+        weights = attention_weights(model, ids)
+        for recall in recalls(pieces, words):
+            if recall.rivals:
+                row = weights[:, :, recall.asks]
+                right.append(row[..., recall.mentions].sum(-1))
+                wrong.append(row[..., recall.rivals].sum(-1))
+                even.append(len(recall.mentions) / (recall.asks + 1))
+    return torch.stack(right).mean(0), torch.stack(wrong).mean(0), sum(even) / len(even)
+
+
+def draw_text(panel, pieces: list[str], shares: list[float], asks: int, title: str, width: int = 92) -> None:
+    """Write a text into a panel: the darker a token's ground, the larger its share; who asks is framed."""
+    # 1. Lay the tokens out in lines, as on a typewriter.
+    column, line = 0, 0
+    for number, (piece, share) in enumerate(zip(pieces, shares, strict=True)):
+        if column + len(piece) > width:
+            column, line = 0, line + 1
+        # 2. Paint the ground, frame who asks, and write the share where it is large enough to matter.
+        colour, y = plt.cm.Blues(min(1.0, share)), -2 * line
+        ground = plt.Rectangle((column, y - 0.55), len(piece), 1.1, facecolor=colour)
+        panel.add_patch(ground)
+        if number == asks:
+            ground.set(edgecolor="#d55e00", linewidth=2, zorder=3)
+        ink = "white" if share > 0.5 else "black"
+        panel.text(column, y, piece, family="monospace", fontsize=9, va="center", color=ink, zorder=4)
+        if share >= 0.05:
+            middle = column + len(piece) / 2
+            panel.text(middle, y + 0.95, f"{share:.0%}", fontsize=7, ha="center", va="center")
+        column += len(piece)
+    panel.set(xlim=(0, width), ylim=(-2 * line - 1, 1.8))
+    panel.set_title(title, fontsize=10, loc="left")
+    panel.axis("off")
+
+
+@contextlib.contextmanager
+def silenced(model: GPT, heads: list[tuple[int, int]]) -> Iterator[None]:
+    """Let the model run without some heads, given as (layer, head): what they gathered becomes zero."""
+
+    # 1. Step in where the heads lie side by side, before the output projection mixes them.
+    def hush(layer):
+        def zero(projection, arguments):
+            gathered = arguments[0].clone()
+            for _, head in (pair for pair in heads if pair[0] == layer):
+                size = model.config.head_dim
+                gathered[..., head * size : (head + 1) * size] = 0
+            return gathered
+
+        return zero
+
+    # 2. Whatever happens inside the with-block, the model speaks with all its heads again afterwards.
+    blocks = enumerate(model.blocks)
+    hooks = [block.attention.output.register_forward_pre_hook(hush(layer)) for layer, block in blocks]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def chance_of_right_word(model: GPT, tokenizer: BPETokenizer, stories: list[str], words: re.Pattern) -> float:
+    """Return the probability that the model gives, on average, to a word that is about to be said again.
+
+    Only the first token of the word counts, and only moments at which a rival has been mentioned.
+    """
+    chances = []
+    for story in stories:
+        ids, pieces = pieces_of(tokenizer, story)
+        probabilities = model(torch.tensor([ids]))[0].softmax(-1)
+        moments = [recall.asks for recall in recalls(pieces, words) if recall.rivals]
+        chances += [probabilities[asks, ids[asks + 1]].item() for asks in moments]
+    return sum(chances) / len(chances)
+
+
+def highest(table: Tensor) -> tuple[int, int]:
+    """Return (layer, head) of the largest number in a table with one row per layer."""
+    return divmod(int(table.argmax()), table.shape[1])
+
+
+def example_with_both(tokenizer: BPETokenizer, stories: list[str]) -> tuple[str, Recall, Recall]:
+    """Return the first story in which a name and a thing are said again, and the last such moments in it.
+
+    The first that qualifies, so that nobody can choose the prettiest.
+    """
+    for story in stories:
+        pieces = pieces_of(tokenizer, story)[1]
+        names = [recall for recall in recalls(pieces, NAMES) if recall.rivals]
+        things = recalls(pieces, THINGS)
+        if names and things:
+            return story, names[-1], things[-1]
+    raise ValueError(f"none of {len(stories)} stories says a name and a thing again: give more stories")
+
+
+def main() -> None:
+    """Find the heads, say which they are, and draw three of them on one story."""
+    # 1. Measure every head of the trained model.
+    model, tokenizer = GPT.from_pretrained(MODEL), BPETokenizer.load(MODEL)
+    picked = {}
+    for kind, words in (("name", NAMES), ("thing", THINGS)):
+        right, wrong, even = look_back(model, tokenizer, FRESH, words)
+        layer, head = picked[kind] = highest(right - wrong)
+        shares = [f"{share:.0%}" for share in (right[layer, head], wrong[layer, head], even)]
+        print(f"{kind}: layer {layer}, head {head}: {shares[0]} on it, {shares[1]} on rivals ({shares[2]})")
+
+    # 2. For contrast keep the head that cares least which name it is.
+    right, wrong, _ = look_back(model, tokenizer, FRESH, NAMES)
+    picked["neither"] = highest(-(right - wrong).abs())
+
+    # 3. Show them on one story, the same for all.
+    story, name, thing = example_with_both(tokenizer, FRESH)
+    ids, pieces = pieces_of(tokenizer, story)
+    weights = attention_weights(model, ids)
+    figure, panels = plt.subplots(3, 1, figsize=(7.6, 9), facecolor="white", layout="constrained")
+    asks = {"name": name.asks, "thing": thing.asks, "neither": name.asks}
+    for panel, (kind, (layer, head)) in zip(panels, picked.items(), strict=True):
+        at = asks[kind]
+        title = f"layer {layer}, head {head}: before {pieces[at + 1]!r} is said again"
+        draw_text(panel, pieces[1:], weights[layer, head, at, 1:].tolist(), at - 1, title)
+    figure.savefig(Path(__file__).with_suffix(".svg"), metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    plt.rcParams["svg.hashsalt"] = "ch05"
+    main()

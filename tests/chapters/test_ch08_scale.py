@@ -1,0 +1,117 @@
+"""Chapter 8, beside the loop: Muon equals PyTorch's, the number format is explicit, settings are checked."""
+
+import pytest
+import torch
+from torch import nn
+
+from chapters import ch08_scale
+from chapters.ch08_muon import Muon, orthogonalize
+from chapters.ch08_scale import autocast, choose_dtype, has_native_bf16
+from chapters.ch08_training import TrainConfig
+
+CPU = torch.device("cpu")
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Return the same random numbers each time."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape", [(7, 13), (13, 7), (11, 11)])
+def test_orthogonalizing_keeps_directions_and_levels_their_lengths(shape):
+    matrix = noise(*shape)
+    u, lengths, vt = torch.linalg.svd(matrix, full_matrices=False)
+    result = orthogonalize(matrix)
+    torch.testing.assert_close(
+        result, u @ torch.diag((u.mT @ result @ vt.mT).diag()) @ vt, rtol=1e-3, atol=1e-4
+    )
+    levelled = torch.linalg.svdvals(result)
+    assert lengths.max() / lengths.min() > 2
+    assert 0.65 < levelled.min() and levelled.max() < 1.25
+
+
+@pytest.mark.parametrize("shape", [(40, 24), (24, 40)])
+def test_muon_equals_that_of_torch(shape):
+    # PyTorch's iterates in bfloat16, so the two agree to about two digits.
+    ours, theirs = nn.Parameter(noise(*shape)), nn.Parameter(noise(*shape))
+    settings = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.2}
+    optimizers = (
+        Muon([ours], **settings),
+        torch.optim.Muon([theirs], **settings, adjust_lr_fn="match_rms_adamw"),
+    )
+    for step in range(4):
+        for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
+            parameter.grad = noise(*shape, seed=step + 1)
+            optimizer.step()
+    moved = (ours - noise(*shape)).norm()
+    assert (ours - theirs).norm() < 0.02 * moved
+
+
+# Number format, compiler, settings.
+
+
+def test_products_have_the_dtype_that_was_asked_for_and_no_other():
+    for dtype in (torch.float32, torch.bfloat16):
+        with autocast(CPU, dtype):
+            assert (noise(3, 5) @ noise(5, 2)).dtype == dtype
+    assert choose_dtype("float32", CPU) == torch.float32 and choose_dtype("bfloat16", CPU) == torch.bfloat16
+    assert choose_dtype("auto", CPU) == (torch.bfloat16 if has_native_bf16(CPU) else torch.float32)
+
+
+def test_bfloat16_training_keeps_weights_and_averages_in_float32(trainer):
+    ours = trainer(dtype="bfloat16")
+    losses = [ours.train_step()["loss"] for _ in range(9)]
+    assert losses[-1] < losses[0] - 0.3
+    state = [v for s in ours.optimizers[0].state.values() for v in s.values()]
+    assert {t.dtype for t in [*ours.model.parameters(), *state]} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    "asked, steps, compiler, answer",
+    [
+        ("off", 10**6, True, False),
+        ("on", 1, True, True),
+        ("auto", 10**6, True, True),
+        ("auto", 1, True, False),
+        ("auto", 10**6, False, False),
+    ],
+)
+def test_the_compiler_is_used_where_asked_or_where_it_pays_and_can_work(
+    monkeypatch, asked, steps, compiler, answer
+):
+    monkeypatch.setattr(ch08_scale, "can_compile", lambda device: compiler)
+    assert ch08_scale.compiler_pays(TrainConfig(compile=asked, max_steps=steps), CPU) is answer
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ch08_scale.can_compile(CPU), reason="needs a C++ compiler")
+def test_a_compiled_step_is_the_same_step(trainer):
+    runs = [trainer(compile=setting) for setting in ("on", "off")]
+    told = [[run.train_step()["loss"] for _ in range(4)] for run in runs]
+    assert told[0] == pytest.approx(told[1], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"max_steps": 0}, "max_steps is 0"),
+        ({"batch_size": -1}, "batch_size is -1"),
+        ({"grad_clip": 0.0}, "grad_clip"),
+        ({"optimizer": "sgd"}, "'sgd': choose one of adamw, muon"),
+        ({"dtype": "float16"}, "'float16'"),
+        ({"compile": "yes"}, "'yes'"),
+        ({"final_lr_fraction": 1.5}, "final_lr_fraction is 1.5"),
+        ({"warmup_steps": -1}, "warmup_steps -1"),
+        ({"weight_decay": -0.1}, "weight_decay -0.1"),
+        ({"batch_size": 2.5}, "batch_size is 2.5"),
+        ({"beta1": 1.0}, "beta1"),
+        ({"beta2": -0.1}, "beta2"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_an_impossible_setting_is_refused_in_one_line_that_names_it(changes, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        TrainConfig(**changes)
+    assert "\n" not in str(caught.value)
