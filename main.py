@@ -11,9 +11,9 @@ PyTorch is imported after the arguments are read, so that help and mistakes answ
 
 import argparse
 import dataclasses
+import json
 import shlex
 import sys
-import types
 import typing
 from pathlib import Path
 
@@ -32,21 +32,13 @@ def add_fields(parser: argparse.ArgumentParser, config: type, title: str) -> Non
     # 1. Read the type of each field; of "int | None" the int is what can be typed.
     group = parser.add_argument_group(title)
     for field in dataclasses.fields(config):
-        kinds = [kind for kind in typing.get_args(field.type) or [field.type] if kind is not types.NoneType]
-        if kinds[0] is bool:
-            kind = {"action": argparse.BooleanOptionalAction}
-        else:
-            kind = {"type": kinds[0] if kinds[0] is not dict else read_json, "metavar": kinds[0].__name__.upper()}
+        kind = (typing.get_args(field.type) or (field.type,))[0]
+        typed = {"type": json.loads if kind is dict else kind, "metavar": kind.__name__.upper()}
+        reader = {"action": argparse.BooleanOptionalAction} if kind is bool else typed
+
         # 2. Leave unset what was not typed: then a preset or the default speaks.
         flag = "--" + field.name.replace("_", "-")
-        group.add_argument(flag, **kind, default=None, help=f"default {field.default}")
-
-
-def read_json(text: str) -> dict:
-    """Return the dictionary that a flag spells as JSON."""
-    import json
-
-    return json.loads(text)
+        group.add_argument(flag, **reader, default=None, help=f"default {field.default}")
 
 
 def chosen(config: type, args: argparse.Namespace) -> dict:
@@ -82,6 +74,8 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     info.add_argument("--preset", choices=PRESETS, help="a preset instead of a model folder")
     for command in (generate, chat, info):
         command.add_argument("--model", type=Path, help="a model folder (default: newest run, or models/storyteller)")
+
+    # 5. Give those that speak the settings of speaking.
     for command in (generate, chat):
         command.add_argument("--stop", action="append", default=[], help="end before this text; may be repeated")
         add_fields(command, SamplingConfig, "sampling")
@@ -124,6 +118,8 @@ def run_generate(args: argparse.Namespace) -> int:
     # 1. Check the settings before the model is loaded: a mistake should not cost a wait.
     config = SamplingConfig(**chosen(SamplingConfig, args))
     model, tokenizer = open_model(args.model)
+
+    # 2. Say the prompt too: the reader wants the whole text.
     for number in range(args.count):
         print(args.prompt, end="", flush=True)
         say(model, tokenizer, args.prompt, dataclasses.replace(config, seed=config.seed + number), args.stop)
@@ -138,14 +134,14 @@ def run_chat(args: argparse.Namespace) -> int:
     model, tokenizer = open_model(args.model)
     print(f"Begin a story, for example: {PROMPT}. An empty line starts a new one, Ctrl-D ends.")
     story = ""
-    # 2. Take turns. The story so far is the prompt, so the model remembers who is in it.
+    # 2. Take turns until there is no more to read.
     while True:
         try:
             line = input("> ")
         except (EOFError, KeyboardInterrupt):
             print()
             return 0
-        # 3. Start anew on an empty line; otherwise let the model go on.
+        # 3. Start anew on an empty line; otherwise go on. The story so far is the prompt: so the model remembers.
         story = f"{story} {line}".strip() if line.strip() else ""
         if story:
             story += say(model, tokenizer, story, config, args.stop)
@@ -163,10 +159,12 @@ def run_info(args: argparse.Namespace) -> int:
         name, config = str(args.model or default_model().name), model.config
     print(f"{name}: {config}\n")
 
-    # 2. Print what follows from them.
+    # 2. Print the parameters by part, and their shares.
     parts, context = count_parameters(config), config.max_seq_len
     for part, number in parts.items():
         print(f"  {part:14} {number:>13,} parameters {number / parts['total']:7.1%}")
+
+    # 3. Print what follows from them.
     for kind, flops in flops_per_token(config, context).items():
         print(f"  {kind:14} {flops / 1e6:>13,.1f} million operations per token at a context of {context}")
     for kind, size in memory_bytes(config, context).items():
@@ -178,22 +176,24 @@ def run_train(args: argparse.Namespace) -> int:
     """Train a model, watch it learn, write the run folder, and let the model speak."""
     from chapters.ch10_journey import Journey
 
-    # 1. Settle all settings first; what contradicts itself must not cost three minutes.
+    # 1. Go on with an old run, or settle all settings of a new one: a contradiction must not cost three minutes.
     if args.resume:
         journey = Journey.resume(args.resume)
     else:
         model_config = PRESETS[args.preset].resized(**chosen(GPTConfig, args))
         train_config = TrainConfig(**chosen(TrainConfig, args))
         command = shlex.join(["python", "main.py", *sys.argv[1:]])
+        # 2. Begin it in a folder of its own.
         name = args.name or f"{Path(args.data).stem}-{args.preset}"
         journey = Journey.begin(args.data, name, model_config, train_config, RUNS, command)
-    # 2. Train, then tell.
+    # 3. Train, then tell.
     finished = journey.train()
     if finished:
         journey.tell(count=3)
     return 0 if finished else 130
 
 
+# What each command does.
 COMMANDS = {"train": run_train, "generate": run_generate, "chat": run_chat, "info": run_info}
 
 

@@ -24,10 +24,10 @@ NEW_TOKENS, ROUNDS = 16, 7
 
 def main() -> None:
     """Measure both comparisons and write the table."""
-    from transformers import AutoModelForCausalLM
-
     # 1. Build one model with room for the longest text, and open the same weights with Transformers.
     import tempfile
+
+    from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
     model = GPT(dataclasses.replace(PRESETS["tiny"], max_seq_len=2048)).eval()

@@ -26,7 +26,7 @@ BATCH, CONTEXT, VOCABULARY, ROUNDS = 8, 256, 1024, 15
 def make_step(model, logits_of, ids: torch.Tensor, dtype: torch.dtype, compiled: bool):
     """Return a function that does one whole training step of `model`."""
     # 1. Give both the same optimizer, the fused one, so that only the model differs.
-    optimizer = make_optimizers(model, TrainConfig())[0]
+    optimizer = make_optimizers(model, TrainConfig(optimizer="adamw"), dtype)[0]
 
     def loss_of(x, y):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
@@ -52,7 +52,7 @@ def main() -> None:
     # 1. Build both models in each number format, compiled and not.
     config = dataclasses.replace(PRESETS["tiny"], vocab_size=VOCABULARY, max_seq_len=CONTEXT)
     theirs = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=config.d_model, intermediate_size=config.d_ff, max_position_embeddings=CONTEXT,
+        vocab_size=VOCABULARY, max_position_embeddings=CONTEXT, hidden_size=config.d_model, intermediate_size=config.d_ff,
         num_hidden_layers=config.num_layers, num_attention_heads=config.num_heads, tie_word_embeddings=True,
     )
     ids = torch.randint(0, VOCABULARY, (BATCH, CONTEXT + 1), generator=torch.Generator().manual_seed(0))

@@ -49,16 +49,19 @@ def scaled_frequencies(speed: Tensor, scaling: dict | None) -> Tensor:
     kind = (scaling or {}).get("rope_type", "default")
     if kind == "default":
         return speed
+
+    # 2. Slow all faces alike, or refuse a name not known here: turned by other angles than in training,
+    # a model would run without an error and speak nonsense.
     if kind == "linear":
         return speed / scaling["factor"]
     if kind != "llama3":
         raise ValueError(f"rope_type {kind!r} is not known here: use 'default', 'linear' or 'llama3'")
 
-    # 2. Measure how often each face turned within the context the model was first trained on.
+    # 3. Measure how often each face turned within the context the model was first trained on.
     turns = scaling["original_max_position_embeddings"] * speed / (2 * math.pi)  # (D/2,)
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
 
-    # 3. Blend. Fast faces (many turns) keep their speed, slow ones are divided by the factor.
+    # 4. Blend. Fast faces (many turns) keep their speed, slow ones are divided by the factor.
     keep = ((turns - low) / (high - low)).clamp(0, 1)  # (D/2,)
     return keep * speed + (1 - keep) * speed / scaling["factor"]  # (D/2,)
 

@@ -7,10 +7,10 @@ line and answer questions about a model in an instant. Chapter 7 builds the mode
 
 import dataclasses
 
-
 # What each kind of context scaling (chapter 4) must say about itself.
 ROPE_SCALING_FIELDS = {
-    "default": set(), "linear": {"factor"},
+    "default": set(),
+    "linear": {"factor"},
     "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
 }
 
@@ -19,7 +19,20 @@ ROPE_SCALING_FIELDS = {
 class GPTConfig:
     """Every size and switch of a GPT; it checks itself, so an impossible model is never built.
 
-    `num_kv_heads` None means as many as `num_heads`; `head_dim` None means d_model / num_heads.
+        vocab_size                how many different tokens there are
+        d_model                   numbers in the vector that stands for one token
+        num_layers                blocks in the tower
+        num_heads, num_kv_heads   query heads, and the key/value heads that they share; None: as many
+        head_dim                  numbers in a head's vector; None: d_model / num_heads
+        d_ff                      numbers in the hidden layer of a feed-forward network
+        max_seq_len               the longest text, in tokens: the context
+        rope_theta, rope_scaling  how fast the clock faces of chapter 4 turn
+        norm_eps                  what keeps RMSNorm from dividing by zero
+        tie_embeddings            whether the output head is the embedding table again
+        qkv_bias, qk_norm         what Qwen 2 and Qwen 3 add to attention (chapter 5)
+        sliding_window            how many tokens attention looks back, itself included; None: all
+        dropout                   share of numbers set to zero, at random, while training
+
     Raises ValueError naming the field, its value and the rule.
     """
 
@@ -42,7 +55,10 @@ class GPTConfig:
 
     def __post_init__(self):
         # 1. Check sizes first: the rules below divide by them. None stands for "as the other fields say".
-        for name in ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff", "max_seq_len"):
+        for name in (
+            "vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff",
+            "max_seq_len",
+        ):
             size, open_to_choice = getattr(self, name), name in ("num_kv_heads", "head_dim")
             if not (size is None and open_to_choice) and (type(size) is not int or size < 1):
                 raise ValueError(f"{name} is {size!r}: it must be a whole number above 0")
@@ -51,13 +67,15 @@ class GPTConfig:
         if self.num_kv_heads is None:
             object.__setattr__(self, "num_kv_heads", self.num_heads)
 
-        # 3. Check what must divide.
+        # 3. Cut a token's vector into equal heads. A rest would be numbers that no head ever sees.
         if self.head_dim is None:
             if self.d_model % self.num_heads:
                 raise ValueError(
-                    f"d_model {self.d_model} is not divisible by num_heads {self.num_heads}: change one or set head_dim"
+                    f"d_model {self.d_model} is not divisible by num_heads {self.num_heads}: "
+                    "change one or set head_dim"
                 )
             object.__setattr__(self, "head_dim", self.d_model // self.num_heads)
+
         # 4. Name the one rule that is broken, and what would mend it.
         rules = {
             f"head_dim {self.head_dim} is odd: RoPE turns pairs, choose an even one": self.head_dim % 2 == 0,
@@ -72,49 +90,61 @@ class GPTConfig:
         for message, holds in rules.items():
             if not holds:
                 raise ValueError(message)
-        # 5. Check the scaling of positions, which has fields of its own.
+
+        # 5. Check the scaling of positions, which has fields of its own. It may come from anybody's
+        # config.json, and a missing number would otherwise show only once the angles are computed.
         kind = (self.rope_scaling or {"rope_type": "default"}).get("rope_type")
         missing = sorted(ROPE_SCALING_FIELDS.get(kind, set()) - (self.rope_scaling or {}).keys())
         if kind not in ROPE_SCALING_FIELDS or missing:
-            raise ValueError(f"rope_scaling {self.rope_scaling}: rope_type must be one of {', '.join(ROPE_SCALING_FIELDS)}"
-                             + (f", and {kind} needs {', '.join(missing)}" if missing else ""))
+            raise ValueError(
+                f"rope_scaling {self.rope_scaling}: rope_type must be one of {', '.join(ROPE_SCALING_FIELDS)}"
+                + (f", and {kind} needs {', '.join(missing)}" if missing else "")
+            )
 
     def resized(self, **changes) -> "GPTConfig":
         """Return this config with some fields changed, and those that follow from them worked out anew.
 
         `dataclasses.replace` would keep the old head size under a new width.
+        Raises ValueError, as GPTConfig does, when the new sizes do not fit together.
         """
-        # 1. Forget what was derived, so that it is derived again; what was chosen by hand stays.
+        # 1. Forget what follows from other fields, so that it is worked out again.
         derived = {}
         if self.head_dim * self.num_heads == self.d_model:
             derived["head_dim"] = None
+
+        # 2. Forget the key/value heads likewise. Fewer of them than heads were chosen by hand, and stay.
         if self.num_kv_heads == self.num_heads:
             derived["num_kv_heads"] = None
         return dataclasses.replace(self, **derived | changes)
 
 
 # Four sizes. The vocabularies of the first two are small because a 50 257-row table would cost a tiny
-# model most of its parameters and time.
+# model most of its parameters and time. "base" is as large as the smallest GPT-2; its count differs,
+# because SwiGLU has three matrices where GPT-2 has two, and positions are not learnt.
 PRESETS = {
     "nano": GPTConfig(vocab_size=1024, d_model=128, num_layers=4, num_heads=4, d_ff=384, max_seq_len=256),
     "tiny": GPTConfig(vocab_size=1024, d_model=256, num_layers=4, num_heads=4, d_ff=1024, max_seq_len=256),
     "small": GPTConfig(vocab_size=8192, d_model=512, num_layers=8, num_heads=8, d_ff=2048, max_seq_len=512),
-    "base": GPTConfig(vocab_size=50257, d_model=768, num_layers=12, num_heads=12, d_ff=3072, max_seq_len=1024),
+    "base": GPTConfig(
+        vocab_size=50257, d_model=768, num_layers=12, num_heads=12, d_ff=3072, max_seq_len=1024
+    ),
 }
 
 
 def count_parameters(config: GPTConfig) -> dict[str, int]:
     """Return the number of trainable numbers in each part of the model, and their total.
 
-    From the sizes alone, so that the largest model can be counted on the smallest machine.
+    From the sizes alone, so that the largest model can be counted on the smallest machine. The keys are
+    embedding, attention, feed_forward, norms, output_head and total.
     """
-    # 1. Count one block: four attention matrices, three feed-forward matrices, two norms.
+    # 1. Count one block: four attention matrices, three feed-forward matrices. Shared key/value heads
+    # make two of the four smaller; biases and norms of queries and keys hardly count.
     c, q_dim, kv_dim = config, config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     attention = c.d_model * (q_dim + 2 * kv_dim) + q_dim * c.d_model
     attention += (q_dim + 2 * kv_dim) * c.qkv_bias + 2 * c.head_dim * c.qk_norm
     feed_forward = 3 * c.d_model * c.d_ff
 
-    # 2. Add up. A tied output head costs nothing: it is the embedding again.
+    # 2. Add up: two norms a block and one on top. A tied head costs nothing: it is the embedding again.
     parts = {
         "embedding": c.vocab_size * c.d_model,
         "attention": c.num_layers * attention,
@@ -129,12 +159,17 @@ def flops_per_token(config: GPTConfig, context: int) -> dict[str, int]:
     """Return the multiply-adds, counted as two operations, that one token costs forward and in training.
 
     Every number of a matrix is used once per token, and scores and mixing cost 2·`context`·d per layer
-    each (half of it is masked but computed by a plain kernel). The backward pass costs twice the forward one.
+    each (half of it is masked but computed by a plain kernel). The backward pass costs twice the forward
+    one: it works out how the loss depends on the weights, and how it depends on what came in.
 
     Source: Kaplan et al. 2020 (arXiv 2001.08361), section 2.1.
     """
+    # 1. Leave out biases and norms, which no matrix product uses. The head costs its work even when it is
+    # tied and costs no memory.
     parts = count_parameters(dataclasses.replace(config, qkv_bias=False, qk_norm=False))
     matrices = parts["attention"] + parts["feed_forward"] + config.vocab_size * config.d_model
+
+    # 2. Add what attention does between tokens: the only cost that grows with the length of the text.
     attention = 2 * 2 * config.num_layers * context * config.num_heads * config.head_dim
     forward = 2 * matrices + attention
     return {"forward": forward, "training": 3 * forward}
@@ -143,9 +178,11 @@ def flops_per_token(config: GPTConfig, context: int) -> dict[str, int]:
 def memory_bytes(config: GPTConfig, context: int) -> dict[str, int]:
     """Return the bytes that running and training need, before activations.
 
+    Activations are what a forward pass computes on its way; they grow with the batch and are not counted.
     Running: 2 bytes a weight in bfloat16, and for each token of context a key and a value per layer.
     Training in float32: weight, gradient and Adam's two averages, 4 bytes each.
     """
+    # 1. Count one cache for one text. Fewer key/value heads make it smaller; that is what they are for.
     total = count_parameters(config)["total"]
     kv_cache = 2 * config.num_layers * config.num_kv_heads * config.head_dim * context * 2
     return {"weights_bf16": 2 * total, "kv_cache_bf16": kv_cache, "training_fp32": 16 * total}

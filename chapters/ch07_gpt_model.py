@@ -38,7 +38,8 @@ class GPT(nn.Module):
         self.final_norm = RMSNorm(config.d_model, config.norm_eps)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
 
-        # 2. Tie: the row that reads a token is also the pattern that predicts it. Saves vocab_size · d_model numbers.
+        # 2. Tie: the row that reads a token is also the pattern that predicts it, which saves
+        # vocab_size · d_model numbers.
         if config.tie_embeddings:
             self.lm_head.weight = self.token_embedding.weight
 
@@ -64,14 +65,17 @@ class GPT(nn.Module):
 
         Source: Radford et al. 2019 (GPT-2), section 2.3.
         """
-        # 1. Draw every matrix. Biases start at zero, norms at one.
+        # 1. Start biases at zero: they prefer nothing yet. Norms have been at one since they were built.
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+        # 2. Draw every matrix. If two were equal they would learn the same, so chance must tell them apart.
         residual_std = 0.02 / math.sqrt(2 * self.config.num_layers)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 writes_residual = name.endswith(("attention.output.weight", "feed_forward.down.weight"))
                 nn.init.normal_(parameter, std=residual_std if writes_residual else 0.02)
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
 
     def forward(self, ids: Tensor, cache=None) -> Tensor:
         """Return a score for every vocabulary entry after every position.
@@ -87,9 +91,11 @@ class GPT(nn.Module):
             raise ValueError(
                 f"{past + length} tokens exceed max_seq_len {self.config.max_seq_len}: shorten the text"
             )
-        cos, sin = self.rope_cos[past : past + length], self.rope_sin[past : past + length]  # (T, D/2), (T, D/2)
+        cos = self.rope_cos[past : past + length]  # (T, D/2)
+        sin = self.rope_sin[past : past + length]  # (T, D/2)
 
-        # 2. Let chapter 5's plain rule serve where it can; a window shorter than the text needs a mask of its own.
+        # 2. Let chapter 5's plain rule serve where it can. A window shorter than the text needs a mask
+        # of its own.
         mask, window = None, self.config.sliding_window
         if window is not None and past + length > window:
             mask = causal_mask(length, past + length, window, ids.device)  # (T, S)
@@ -113,9 +119,10 @@ class GPT(nn.Module):
         return load_model(cls, folder)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write `config.json`, `generation_config.json` and `model.safetensors` so that Transformers opens them.
+        """Write this model into a folder that Hugging Face Transformers opens, made if missing.
 
-        Raises ValueError when no published family has this combination of fields.
+        The files are `config.json`, `generation_config.json` and `model.safetensors`; `dtype` is the number
+        format of the last. Raises ValueError when no published family has this combination of fields.
         """
         from chapters.ch07_pretrained import save_model
 

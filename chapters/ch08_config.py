@@ -13,26 +13,38 @@ import math
 class TrainConfig:
     """Everything that decides how a run goes; the same settings and seed give the same weights.
 
-    A step sees batch_size · grad_accum_steps rows of the model's `max_seq_len` tokens. "auto" uses bfloat16 where the
-    processor computes with it, and compiles where a compiler exists and the run is long enough to pay for it.
+    A step sees batch_size · grad_accum_steps rows of the model's `max_seq_len` tokens.
+
+    learning_rate        the highest rate of the schedule; AdamW alone wants about a quarter of Muon's
+    final_lr_fraction    the share of it that is left at the end
+    warmup_steps         steps until the highest rate is reached
+    weight_decay         how strongly matrices are pulled to zero, in proportion to the rate
+    beta1, beta2         how much of AdamW's two averages is kept at each step
+    grad_clip            the longest gradient that is let through, as one length over all parameters
+    optimizer            "muon" for the blocks' matrices with AdamW for the rest, or "adamw" for everything
+    dtype                of the matrix products; "auto" takes bfloat16 where the processor computes with it
+    compile              "auto" compiles where a compiler exists and the run is long enough to pay for it
+    eval_every           steps between two examinations; the first come sooner
+    checkpoint_every     steps between two checkpoints
+
     Raises ValueError naming the field, its value and the rule.
     """
 
-    learning_rate: float = 3e-3
+    learning_rate: float = 1.2e-2
     final_lr_fraction: float = 0.05
-    warmup_steps: int = 100
-    max_steps: int = 1600
-    batch_size: int = 6
+    warmup_steps: int = 40
+    max_steps: int = 720
+    batch_size: int = 12
     grad_accum_steps: int = 1
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
     grad_clip: float = 1.0
-    optimizer: str = "adamw"
+    optimizer: str = "muon"
     dtype: str = "auto"
     compile: str = "auto"
-    eval_every: int = 200
-    checkpoint_every: int = 400
+    eval_every: int = 80
+    checkpoint_every: int = 240
     seed: int = 0
 
     def __post_init__(self):
@@ -59,7 +71,7 @@ class TrainConfig:
         if not 0 <= self.final_lr_fraction <= 1:
             raise ValueError(f"final_lr_fraction is {self.final_lr_fraction}: a share of learning_rate, from 0 to 1")
         if self.warmup_steps < 0 or self.weight_decay < 0:
-            raise ValueError(f"warmup_steps {self.warmup_steps}, weight_decay {self.weight_decay}: neither may be below 0")
+            raise ValueError(f"warmup_steps {self.warmup_steps}, weight_decay {self.weight_decay}: neither below 0")
 
 
 def cosine_warmup_lr(

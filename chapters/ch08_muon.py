@@ -10,37 +10,39 @@ import torch
 from torch import Tensor
 
 
-def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
+def orthogonalize(matrix: Tensor, steps: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return a matrix with the directions of `matrix` and lengths all near 1 (between about 0.7 and 1.2).
 
-    Five rounds of X ← aX + (bA + cA²)X with A = XXᵀ, coefficients chosen to be fast, not exact.
+    Five rounds of X ← aX + (bA + cA²)X with A = XXᵀ, coefficients chosen to be fast, not exact. So little
+    exactness is asked that the products may be done in bfloat16.
 
-    Shapes: (m, n) -> (m, n).
+    Shapes: (m, n) -> (m, n), in the dtype of `matrix`.
     Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
     """
     # 1. Lay the matrix on its long side (fewer multiplications) and shrink it, so that no length exceeds 1.
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
-    x = x / (x.norm() + 1e-7)
+    x = (x / (x.norm() + 1e-7)).to(dtype)
 
     # 2. Push all lengths towards 1 at once.
     for _ in range(steps):
         a = x @ x.T
         x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-    return x.T if tall else x
+    return (x.T if tall else x).to(matrix.dtype)
 
 
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised, for the two-dimensional parameters inside the blocks.
 
     The step is scaled by 0.2·√(longer side), which gives it the size AdamW's steps have, so that one
-    learning rate and one decay serve both.
+    learning rate and one decay serve both. `dtype` is that of the products in `orthogonalize`.
 
     Source: Jordan et al. 2024; Liu et al. 2025 (arXiv 2502.16982), equation 4.
     """
 
-    def __init__(self, params, lr: float = 1e-3, momentum: float = 0.95, weight_decay: float = 0.1):
+    def __init__(self, params, lr=1e-3, momentum=0.9, weight_decay=0.1, dtype=torch.float32):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self) -> None:
@@ -53,7 +55,7 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(p)
                 # 2. Average the gradients, then look one step ahead (Nesterov).
                 state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                direction = orthogonalize(p.grad.lerp(state["momentum"], group["momentum"]))
+                direction = orthogonalize(p.grad.lerp(state["momentum"], group["momentum"]), dtype=self.dtype)
                 # 3. Decay, then move.
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.sub_(direction, alpha=group["lr"] * 0.2 * max(p.shape) ** 0.5)

@@ -6,6 +6,7 @@
                 samples.txt       what the model said, and when  checkpoint/  from which it can go on
 """
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -14,36 +15,47 @@ from chapters.ch07_pretrained import write_atomically
 
 
 def new_run_folder(root: Path, name: str) -> Path:
-    """Make and return `root/name`, or `root/name-2`, `-3`, … if that exists: no run overwrites another."""
-    # 1. Try names until one is free. Making the folder is the test, so two runs cannot take the same one.
+    """Make and return `root/name`, or `root/name-2`, `-3`, … if that exists: no run overwrites another.
+
+    Raises ValueError when the numbers run out.
+    """
+    # 1. Try names until one is free. Making the folder is the test: to look first and make it later would
+    # leave a moment in which another run can take it.
     for number in range(1, 10000):
         folder = root / (name if number == 1 else f"{name}-{number}")
-        try:
+        with contextlib.suppress(FileExistsError):
             folder.mkdir(parents=True)
             return folder
-        except FileExistsError:
-            continue
     raise ValueError(f"{root} holds 9999 runs called {name}: give another --name, or remove old runs")
 
 
 def read_metrics(folder: Path) -> list[dict]:
-    """Return the lines of a run's `metrics.jsonl`, oldest first."""
+    """Return the lines of a run's `metrics.jsonl`, oldest first, each as a dict.
+
+    A line has at least the step, the training loss in nats per token (None at the first look, before any
+    step) and `validation_bits_per_byte`. Raises FileNotFoundError where no run has written one.
+    """
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
-def draw_loss_curve(metrics: list[dict], path: Path, bytes_per_token: float, floor: float | None = None) -> None:
+def draw_loss_curve(
+    metrics: list[dict], path: Path, bytes_per_token: float, floor: float | None = None
+) -> None:
     """Draw training and validation loss over the steps, with the floor and the share of stories that parse.
 
-    All losses are in bits per byte. The training loss of a step is a mean since the evaluation before.
+    All losses are in bits per byte; `bytes_per_token`, an average over held-out text, converts the training
+    loss. That of a step is a mean since the evaluation before. `floor` is the entropy of the stories'
+    grammar, where it is known. The file's ending says which kind of picture it becomes.
     """
-    # 1. Draw without a screen: a server has none.
+    # 1. Draw without a screen: a server has none. matplotlib is slow to load, so nothing else waits for it.
     import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 4.5), dpi=120)
     # 2. Draw the two losses in one unit, on a logarithmic scale, where the last stretch can be seen.
+    figure, axes = plt.subplots(figsize=(8, 4.5), dpi=120)
     trained = [m for m in metrics if m["loss"] is not None]
     axes.plot([m["step"] for m in trained], [m["loss"] / math.log(2) / bytes_per_token for m in trained],
               color="#0072B2", label="training loss", linewidth=1.5)
@@ -54,17 +66,26 @@ def draw_loss_curve(metrics: list[dict], path: Path, bytes_per_token: float, flo
     # 3. Mark the line below which no model can fall.
     if floor is not None:
         axes.axhline(floor, color="#555555", linestyle="--", label=f"floor of the grammar, {floor:.3f}")
-    shares = [(m["step"], m["stories_that_parse"]) for m in metrics if m.get("stories_that_parse") is not None]
-    # 4. Show on a second axis how many samples the grammar accepts.
+
+    # 4. Find how many samples the grammar accepted. Other data has no grammar to ask, and a line of
+    # zeros would say that every sample was wrong.
+    looks = [m for m in metrics if m.get("stories_that_parse") is not None]
+    shares = [(m["step"], m["stories_that_parse"]) for m in looks]
+    style = {"color": "#009E73", "marker": "s", "markersize": 4, "linestyle": ":"}
+
+    # 5. Show them on a second axis, for shares and bits have no common scale. The empty line on the first
+    # one puts them into its legend.
     if shares:
         right = axes.twinx()
-        right.plot(*zip(*shares, strict=True), color="#009E73", marker="s", markersize=4, linestyle=":",
-                   label="samples that are stories")
+        right.plot(*zip(*shares, strict=True), **style)
         right.set(ylabel="share of samples the grammar accepts", ylim=(-0.02, 1.02))
-        axes.plot([], [], color="#009E73", marker="s", markersize=4, linestyle=":", label="samples that are stories")
-    # 5. Keep plain numbers on the scale, and save.
-    axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-    axes.yaxis.set_minor_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+        axes.plot([], [], **style, label="samples that are stories")
+
+    # 6. Write plain numbers on the scale: nobody reads 3 · 10⁻¹ as quickly as 0.3.
+    for write_numbers in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        write_numbers(matplotlib.ticker.FormatStrFormatter("%g"))
+
+    # 7. Save, and close: matplotlib keeps every open figure in memory.
     axes.grid(alpha=0.3)
     axes.legend(loc="center right")
     figure.tight_layout()
@@ -72,6 +93,8 @@ def draw_loss_curve(metrics: list[dict], path: Path, bytes_per_token: float, flo
     plt.close(figure)
 
 
+# The card of a model, in the form that Hugging Face shows: settings between dashes, then Markdown. The
+# Python in it must run as it stands, because a reader tries that first.
 CARD = """---
 library_name: transformers
 pipeline_tag: text-generation
@@ -100,6 +123,12 @@ It tells stories of the kind it was trained on and nothing else. It knows no fac
 
 
 def write_card(folder: Path, results: dict[str, str], **fields) -> None:
-    """Write the model folder's README.md: what the model is, from which data, and how good it is."""
+    """Write the model folder's README.md, its card: what the model is, from which data, and how good it is.
+
+    A model without a card is soon a riddle, even to those who trained it.
+
+    `results` becomes a table, name by value; `fields` fills the other places of CARD by their names.
+    Raises KeyError naming a place that is left empty.
+    """
     rows = "\n".join(f"| {name} | {value} |" for name, value in results.items())
     write_atomically(folder / "README.md", CARD.format(rows=rows, **fields))

@@ -55,7 +55,8 @@ def autocast(device: torch.device, dtype: torch.dtype):
 def can_compile(device: torch.device) -> bool:
     """Return whether `torch.compile` can work: on a processor it needs a C++ compiler."""
     compiler = {"Windows": "cl"}.get(platform.system(), "g++")
-    return device.type == "cuda" or (device.type == "cpu" and bool(shutil.which(compiler) or shutil.which("clang++")))
+    found = shutil.which(compiler) or shutil.which("clang++")
+    return device.type == "cuda" or (device.type == "cpu" and bool(found))
 
 
 def compiler_pays(config: TrainConfig, device: torch.device) -> bool:
@@ -65,18 +66,22 @@ def compiler_pays(config: TrainConfig, device: torch.device) -> bool:
     return config.compile == "on"
 
 
-def tokens_per_second(run_step: Callable[[], None], tokens: int, steps: int = 3) -> tuple[float, float]:
-    """Return the tokens per second of a step, and the seconds that its first call took longer than usual."""
-    # 1. Let the first call pay for compiling and for warming caches.
+def _seconds(run: Callable[[], None]) -> float:
+    """Return how long a call takes, by a clock that nobody sets while it runs."""
     began = time.perf_counter()
-    run_step()
-    first = time.perf_counter() - began
+    run()
+    return time.perf_counter() - began
+
+
+def tokens_per_second(run_step: Callable[[], None], tokens: int, steps: int = 3) -> tuple[float, float]:
+    """Return the tokens per second of a step, and the seconds that its first call took longer than usual.
+
+    `run_step` does the work of one step on `tokens` tokens, and returns only when the device is done: a
+    GPU is handed its work and would otherwise still be at it when the clock is read.
+    """
+    # 1. Let the first call pay for compiling and for warming caches.
+    first = _seconds(run_step)
 
     # 2. Time some more, and take the middle one: a busy machine spoils a mean.
-    times = []
-    for _ in range(steps):
-        began = time.perf_counter()
-        run_step()
-        times.append(time.perf_counter() - began)
-    typical = sorted(times)[len(times) // 2]
+    typical = sorted(_seconds(run_step) for _ in range(steps))[steps // 2]
     return tokens / typical, max(0.0, first - typical)

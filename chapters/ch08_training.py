@@ -172,14 +172,15 @@ def bits_per_byte(model: nn.Module, data: TokenRows, batch_size: int = 32, amp=N
     training, device = model.training, next(model.parameters()).device
     model.eval()
     order, nats = np.argsort(data.counts, kind="stable"), 0.0
-    # 2. Add up the surprise of each target that belongs to its row's document. Sum in float32, always.
+    # 2. Predict, a batch of rows at a time.
     for i in range(0, len(data), batch_size):
         chosen = order[i : i + batch_size]
         longest = int(data.counts[chosen].max())
         x, y = (part[:, :longest].to(device) for part in data.rows(chosen))
+        # 3. Add up the surprise in float32, whatever format the products use.
         with amp or torch.no_grad():
             logits = model(x)
-        # 3. Leave out what lies behind a document's end.
+        # 4. Leave out what lies behind a document's end: it is another row's to count.
         counted = torch.arange(longest) < torch.from_numpy(data.counts[chosen])[:, None]
         losses = F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), reduction="none")
         nats += losses[counted.to(device).flatten()].sum().item()
@@ -197,7 +198,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
     return [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
-def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: nn.Module, config: TrainConfig, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
     """Return the optimizers of a run: AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest.
 
     The schedule sets one learning rate for all of them.
@@ -207,7 +208,7 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     if config.optimizer == "muon":
         inner = [p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("blocks.")]
         groups[0]["params"] = [p for p in groups[0]["params"] if all(p is not q for q in inner)]
-        optimizers.append(Muon(inner, lr=config.learning_rate, weight_decay=config.weight_decay))
+        optimizers.append(Muon(inner, lr=config.learning_rate, weight_decay=config.weight_decay, dtype=dtype))
 
     # 2. Take PyTorch's fused AdamW: the same numbers as ours, in one pass over memory.
     betas = (config.beta1, config.beta2)
@@ -245,11 +246,11 @@ def load_checkpoint(path: Path, model: nn.Module, optimizers: list) -> int:
 
     # 3. Rebuild the optimizers' averages from their flat names.
     for i, optimizer in enumerate(optimizers):
-        full = optimizer.state_dict()
-        for name, tensor in tensors.items():
-            if name.startswith(f"optimizer.{i}."):
-                number, field = name.split(".")[2:]
-                full["state"].setdefault(int(number), {})[field] = tensor
+        full, prefix = optimizer.state_dict(), f"optimizer.{i}."
+        for name in (name for name in tensors if name.startswith(prefix)):
+            number, field = name.removeprefix(prefix).split(".")
+            full["state"].setdefault(int(number), {})[field] = tensors[name]
+        # 4. Let the optimizer take them: it checks that they fit its parameters.
         optimizer.load_state_dict(full)
     return step
 
@@ -268,14 +269,14 @@ class Trainer:
         self.model, self.config, self.run_folder = model.to(self.device), config, Path(run_folder)
         self.train_rows, self.validation_rows, self.on_evaluation = train, validation, on_evaluation
         self.dtype = choose_dtype(config.dtype, self.device)
-        self.optimizers = make_optimizers(self.model, config)
+        self.optimizers = make_optimizers(self.model, config, self.dtype)
 
         # 2. Compile the step where that pays; the loss is the same either way.
         self.compiled = compiler_pays(config, self.device)
-        self.loss_of = torch.compile(self._loss) if self.compiled else self._loss
-        self.step, self.stop_requested = 0, False
+        self.loss_of = torch.compile(self.loss_on) if self.compiled else self.loss_on
+        self.step, self.stop_requested, self.last_score = 0, False, math.nan
 
-    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
+    def loss_on(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the loss of one batch as a single number with a gradient."""
         with autocast(self.device, self.dtype):
             logits = self.model(x)  # (B, T, V)
@@ -287,10 +288,11 @@ class Trainer:
         Several small batches in a row, each loss divided by their number, add up to the gradient of one
         large batch: what does not fit in memory at once is accumulated.
         """
-        # 1. Read each part of the batch and add its gradient to what is there.
+        # 1. Read each part of the batch.
         total, parts = 0.0, self.config.grad_accum_steps
         for part in range(parts):
             x, y = get_batch(self.train_rows, step * parts + part, self.config.batch_size, self.config.seed)
+            # 2. Add its gradient to what is there.
             loss = self.loss_of(x.to(self.device), y.to(self.device)) / parts
             loss.backward()
             total += loss.item()
@@ -309,9 +311,11 @@ class Trainer:
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = rate
 
-        # 2. Find the gradient, clip it, move, and forget it: a leftover would leak into the next step.
+        # 2. Find the gradient, and clip it.
         loss = self.gradient(self.step)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip)
+
+        # 3. Move, and forget the gradient: a leftover would leak into the next step.
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -370,22 +374,27 @@ class Trainer:
             seconds += time.perf_counter() - began
             losses.append(metrics["loss"])
 
-            # 3. Show and write down, at intervals, and save rarely: a checkpoint is three times the model.
+            # 3. Show how it goes.
             speed = tokens_per_step * len(losses) / seconds
             if bar is not None:
-                bar.set_postfix_str(f"loss {np.mean(losses[-20:]):.3f}, {speed / 1000:.1f}k tokens/s", refresh=False)
+                bar.set_postfix_str(self._summary(losses, speed), refresh=False)
                 bar.update()
+            # 4. Examine the model at intervals.
             if self.evaluation_due():
                 self._record(metrics | {"loss": float(np.mean(losses)), "tokens_per_second": round(speed)})
                 losses, seconds = [], 0.0
-            # 4. Save before an evaluation's report could be lost.
+            # 5. Save rarely: a checkpoint is three times as large as the model.
             if self.step % c.checkpoint_every == 0:
                 self.save()
+
+    def _summary(self, losses: list[float], speed: float) -> str:
+        """Return what stands beside the progress bar: loss, last validation, speed."""
+        return f"loss {np.mean(losses[-20:]):.3f}, held-out {self.last_score:.3f} bits/byte, {speed:,.0f} tokens/s"
 
     def _record(self, metrics: dict) -> None:
         """Measure the validation loss, let the caller add to it, and append a line to metrics.jsonl."""
         # 1. Measure, and let the caller look (a sample, a share of stories that parse).
-        metrics["validation_bits_per_byte"] = self.evaluate()
+        self.last_score = metrics["validation_bits_per_byte"] = self.evaluate()
         if self.on_evaluation is not None:
             self.on_evaluation(self, metrics)
         with open(self.run_folder / "metrics.jsonl", "a", encoding="utf-8") as file:

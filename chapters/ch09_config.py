@@ -10,8 +10,15 @@ import dataclasses
 class SamplingConfig:
     """How to choose among the model's guesses; the defaults change nothing but the temperature.
 
-    temperature 0 always takes the likeliest token, below 1 sharpens, above 1 flattens. top_k 0, top_p 1,
-    min_p 0 and repetition_penalty 1 switch these filters off.
+        temperature          0 always takes the likeliest token, below 1 sharpens, above 1 flattens
+        top_k                only this many of the likeliest tokens may be drawn
+        top_p                only the likeliest ones that together reach this probability
+        min_p                only those at least this share as probable as the likeliest
+        repetition_penalty   above 1 makes tokens that were said before less likely
+        max_new_tokens       when to stop at the latest
+        seed                 where the dice start: same seed, same text
+
+    top_k 0, top_p 1, min_p 0 and repetition_penalty 1 switch these filters off.
     Raises ValueError naming the setting, its value and its range.
     """
 
@@ -24,7 +31,8 @@ class SamplingConfig:
     seed: int = 0
 
     def __post_init__(self):
-        # 1. Hold every setting against its range; the message says which to choose.
+        # 1. Hold every setting against its range. Outside of it nothing need fail: a negative temperature
+        # draws the unlikeliest tokens, and a reader would blame the model.
         ranges = {
             "temperature": (self.temperature >= 0, "0 or above; 0 means always the likeliest token"),
             "top_k": (self.top_k >= 0, "0 or above; 0 means no limit"),

@@ -17,7 +17,9 @@ from chapters.ch02_tokenization import BPETokenizer
 from chapters.ch07_gpt_model import GPT
 from chapters.ch09_config import SamplingConfig
 
-__all__ = ["KVCache", "LayerCache", "SamplingConfig", "generate", "generate_batch", "sample_next", "stream_text"]
+__all__ = [
+    "KVCache", "LayerCache", "SamplingConfig", "generate", "generate_batch", "sample_next", "stream_text"
+]
 
 
 class LayerCache:
@@ -34,7 +36,8 @@ class LayerCache:
 
         Shapes: k and v (B, K, T, D) -> two of (B, K, S, D), S being the tokens so far with these.
         """
-        # 1. Write behind what is there. Nothing is copied, only a window on the reserved memory is returned.
+        # 1. Write behind what is there. What is returned is a window on the reserved memory, not a copy: the
+        # cost of a token does not grow with the text.
         start, self.length = self.length, self.length + k.shape[2]
         self.keys[:, :, start : self.length] = k
         self.values[:, :, start : self.length] = v
@@ -46,10 +49,8 @@ class KVCache:
 
     def __init__(self, model: GPT, batch: int = 1, max_seq_len: int | None = None):
         c, weight = model.config, model.token_embedding.weight
-        room = max_seq_len or c.max_seq_len
-        self.layers = [
-            LayerCache(batch, c.num_kv_heads, room, c.head_dim, weight.device, weight.dtype) for _ in model.blocks
-        ]
+        sizes = batch, c.num_kv_heads, max_seq_len or c.max_seq_len, c.head_dim
+        self.layers = [LayerCache(*sizes, weight.device, weight.dtype) for _ in model.blocks]
 
     @property
     def length(self) -> int:
@@ -137,7 +138,9 @@ def sample_next(logits: Tensor, config: SamplingConfig, history: Tensor | None =
     return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]  # (B,)
 
 
-def generate_batch(model: GPT, prompts: Tensor, config: SamplingConfig, use_cache: bool = True) -> Iterator[Tensor]:
+def generate_batch(
+    model: GPT, prompts: Tensor, config: SamplingConfig, use_cache: bool = True
+) -> Iterator[Tensor]:
     """Yield the next token of every row, again and again, until `max_new_tokens` or the context is full.
 
     The prompts have one length. `use_cache=False` computes everything anew for each token: the slow and
@@ -147,26 +150,29 @@ def generate_batch(model: GPT, prompts: Tensor, config: SamplingConfig, use_cach
     Raises ValueError for an empty prompt, or one that leaves no room in the context.
     """
     # 1. Refuse what cannot be continued. Cutting the prompt silently would answer another question.
-    room = model.config.max_seq_len - prompts.shape[1]
-    if prompts.shape[1] < 1 or room < 1:
-        raise ValueError(f"the prompt has {prompts.shape[1]} tokens: it must have 1 to {model.config.max_seq_len - 1}")
+    length, context = prompts.shape[1], model.config.max_seq_len
+    if not 1 <= length < context:
+        raise ValueError(f"the prompt has {length} tokens: it must have 1 to {context - 1}")
 
     # 2. Return the loop itself, so that the check above runs at the call and not at the first token.
-    return _generation_loop(model, prompts, config, min(config.max_new_tokens, room), use_cache)
+    return _generation_loop(model, prompts, config, min(config.max_new_tokens, context - length), use_cache)
 
 
 @torch.inference_mode()
-def _generation_loop(model: GPT, ids: Tensor, config: SamplingConfig, steps: int, use_cache: bool) -> Iterator[Tensor]:
+def _generation_loop(
+    model: GPT, ids: Tensor, config: SamplingConfig, steps: int, use_cache: bool
+) -> Iterator[Tensor]:
     """Yield `steps` tokens for each row of `ids` (B, T)."""
     # 1. Prepare: no dropout, a seeded dice, and a cache as long as the text can become.
     training, device = model.training, ids.device
     model.eval()
     generator = torch.Generator(device).manual_seed(config.seed)
     cache = KVCache(model, ids.shape[0], ids.shape[1] + steps) if use_cache else None
+
+    # 2. Read the prompt in one pass, later one token at a time; draw from the last position.
     try:
         new = ids  # (B, T)
         for _ in range(steps):
-            # 2. Read the prompt in one pass, later one token at a time; draw from the last position.
             logits = model(new, cache) if use_cache else model(ids)
             token = sample_next(logits[:, -1], config, ids, generator)  # (B,)
 
@@ -174,25 +180,35 @@ def _generation_loop(model: GPT, ids: Tensor, config: SamplingConfig, steps: int
             new = token[:, None]  # (B, 1)
             ids = torch.cat([ids, new], dim=1)
             yield token
+
+    # 4. Leave the model as it was found, also when the reader stops listening before the end.
     finally:
         model.train(training)
 
 
-def generate(model: GPT, prompt: list[int], config: SamplingConfig, stop_ids: Iterable[int] = (),
-             use_cache: bool = True) -> Iterator[int]:
+def generate(
+    model: GPT, prompt: list[int], config: SamplingConfig, stop_ids: Iterable[int] = (),
+    use_cache: bool = True,
+) -> Iterator[int]:
     """Yield new token ids one by one as they are drawn, up to and without the first id in `stop_ids`.
 
-    The prompt is not repeated; it is never cut.
+    The prompt is not repeated; it is never cut. Raises ValueError, at the first token asked for, as
+    `generate_batch` does.
     """
-    # 1. Run a batch of one.
+    # 1. Make a batch of one. The dtype is said, because an empty list would become one of fractions.
     stop_ids, device = set(stop_ids), model.token_embedding.weight.device
-    for token in generate_batch(model, torch.tensor([prompt], dtype=torch.long, device=device), config, use_cache):
+    prompts = torch.tensor([prompt], dtype=torch.long, device=device)
+
+    # 2. Hand the tokens on. The loop draws the next one only when it is asked for.
+    for token in generate_batch(model, prompts, config, use_cache):
         if token.item() in stop_ids:
             return
         yield token.item()
 
 
-def stream_text(tokenizer: BPETokenizer, ids: Iterable[int], stop_strings: Iterable[str] = ()) -> Iterator[str]:
+def stream_text(
+    tokenizer: BPETokenizer, ids: Iterable[int], stop_strings: Iterable[str] = ()
+) -> Iterator[str]:
     """Yield readable text as token ids arrive, and end before the first stop string.
 
     One letter can be spread over several tokens (an emoji is four bytes), and a stop string too: text that
@@ -202,20 +218,25 @@ def stream_text(tokenizer: BPETokenizer, ids: Iterable[int], stop_strings: Itera
     stops, text = [s for s in stop_strings if s], ""
     longest = max((len(s) for s in stops), default=1) - 1
     letters = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
     # 2. Take bytes in; the decoder keeps an unfinished letter for the next token.
     for token in ids:
         text += letters.decode(tokenizer.vocab[token])
+
         # 3. Stop at the earliest stop string; what came before it is still said.
         found = min((at for s in stops if (at := text.find(s)) >= 0), default=-1)
         if found >= 0:
             yield from [text[:found]] if found else []
             return
+
         # 4. Say all but the tail that may be the start of a stop string.
         safe = len(text) - longest
         if safe > 0:
             yield text[:safe]
             text = text[safe:]
-    # 5. The text is over: bytes that never became a letter are shown as the replacement mark.
+
+    # 5. Say the rest, since no stop string came. Bytes that never became a letter show as the replacement
+    # mark.
     text += letters.decode(b"", final=True)
     if text:
         yield text

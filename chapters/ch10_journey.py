@@ -5,6 +5,7 @@ all that is needed to repeat or to continue the run, and everything the run has 
 """
 
 import dataclasses
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -22,18 +23,29 @@ from chapters.ch09_inference import SamplingConfig, generate, generate_batch, st
 from corpora import stories
 from corpora.documents import Corpus, load_corpus
 
+# The words with which every look at the growing model begins.
 PROMPT = "Once upon a time"
-# Documents the tokenizer learns from, documents examined during training, stories sampled at each look.
-TOKENIZER_BYTES, LOOK_DOCUMENTS, LOOK_STORIES = 2_000_000, 100, 32
+
+# Bytes the tokenizer learns from, documents examined during training, stories sampled at each look and at the end.
+TOKENIZER_BYTES, LOOK_DOCUMENTS, LOOK_STORIES, EXAMINED_STORIES = 2_000_000, 100, 32, 200
 
 
 class Journey:
-    """One training run, from its text to its stories, told to the reader as it happens."""
+    """One training run, from its text to its stories, told to the reader as it happens.
+
+    `Journey.begin` starts a new one and `Journey.resume` goes on with an interrupted one; `train` and `tell`
+    do what their names say. What it holds:
+
+    settings      data, command, model and training, as they stand in the run folder's settings.json
+    corpus        documents to learn from and held-out ones
+    model         chapter 7's GPT, with fresh random weights until `train` or `resume`
+    trainer       chapter 8's loop, which calls `look` at every examination
+    """
 
     def __init__(self, settings: dict, folder: Path, corpus: Corpus, tokenizer: BPETokenizer):
         # 1. Build what the settings describe. The seed decides the first weights.
         self.settings, self.folder, self.corpus, self.tokenizer = settings, folder, corpus, tokenizer
-        self.train_config = TrainConfig(**settings["train"])
+        self.train_config, self.remembers = TrainConfig(**settings["train"]), False
         torch.manual_seed(self.train_config.seed)
         self.model = GPT(GPTConfig(**settings["model"]))
 
@@ -54,19 +66,18 @@ class Journey:
     def begin(cls, data: str, name: str, model: GPTConfig, train: TrainConfig, runs: Path, command: str) -> "Journey":
         """Return a new journey: corpus made or read, tokenizer trained, run folder named and its settings written."""
         # 1. Say what will happen, and read or make the text.
-        print(f"I will make or read a text ({data}), train a tokenizer, then a GPT, and let it speak.\n")
+        source = "tell children's stories by a grammar" if data == "stories" else f"read {data}"
+        print(f"I will {source}, train a tokenizer on the text, then a GPT, and let the GPT speak.\n")
         corpus = load_corpus(data, train.seed)
 
-        # 2. Train the tokenizer on a part that is large enough to know the words.
-        sample, size = [], 0
-        for document in corpus.train:
-            sample.append(document)
-            size += len(document)
-            if size >= TOKENIZER_BYTES:
-                break
-        # 3. Write down what the run is, before it begins: an interrupted run must know.
+        # 2. Train the tokenizer on a part that is large enough to know the words. A short text may hold
+        # fewer pairs than asked for, and the model's table is made for what there is.
+        sizes = itertools.accumulate(len(document) for document in corpus.train)
+        sample = [text for text, size in zip(corpus.train, sizes, strict=True) if size - len(text) < TOKENIZER_BYTES]
         tokenizer = BPETokenizer.train(sample, model.vocab_size)
         model = dataclasses.replace(model, vocab_size=tokenizer.vocab_size)
+
+        # 3. Write down what the run is, before it begins: an interrupted run must know.
         folder = new_run_folder(runs, name)
         settings = {"data": data, "command": command,
                     "model": dataclasses.asdict(model), "train": dataclasses.asdict(train)}
@@ -79,144 +90,196 @@ class Journey:
     def resume(cls, folder: Path) -> "Journey":
         """Return the journey of a run folder, at its last checkpoint.
 
+        Text and tokenizer are the same again, and so is the order of the batches: the run goes on as if it
+        had never stopped.
+
         Raises ValueError when the folder holds no run that can go on.
         """
-        # 1. Read the settings, make the same text again, and go back to the last checkpoint.
+        # 1. Read the settings.
         try:
             settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError) as error:
             raise ValueError(f"--resume {folder}: no run to go on with ({error})") from error
+
+        # 2. Make the same text again, and go back to the last checkpoint.
         corpus = load_corpus(settings["data"], settings["train"]["seed"])
         journey = cls(settings, folder, corpus, BPETokenizer.load(folder))
         journey.trainer.resume()
         return journey
 
     def predict(self) -> None:
-        """Measure a step in each number format, compiled and not, and print how long the run will take."""
-        # 1. Measure on real batches; the weights do not move, and the random numbers start afresh after it.
-        trainer, chosen = self.trainer, self.trainer.dtype
-        tokens, random_state = self.train_config.batch_size * self.model.config.max_seq_len, torch.get_rng_state()
-        print(f"\nThis machine ({torch.get_num_threads()} threads, {trainer.device.type}), one step of {tokens} tokens:")
-        for dtype in (torch.float32, torch.bfloat16):
-            trainer.dtype, loss_of, trainer.loss_of = dtype, trainer.loss_of, trainer._loss
-            speed, _ = tokens_per_second(lambda: trainer.gradient(0), tokens)
-            trainer.loss_of, trainer.dtype = loss_of, chosen
-            # 2. Say which of them is the one in use.
-            self._show_speed(dtype, False, speed, used=dtype == chosen and not trainer.compiled)
-            if dtype == chosen:
-                used = speed
-        # 3. Compile in the format in use. The first call pays for it.
+        """Measure a step in each number format, compiled and not, and print how long the run will take.
+
+        A step is measured forward and backward, in tokens per second. The weights do not move. The prediction
+        is a range, because a laptop slows down when it gets warm, and because other programs want to work too;
+        what the run computes does not depend on any of this.
+        """
+        # 1. Measure without the compiler. The random numbers start afresh after it, as if nothing had been.
+        trainer, random_state = self.trainer, torch.get_rng_state()
+        tokens = self.train_config.batch_size * self.model.config.max_seq_len
+        print(f"\nThis machine ({torch.get_num_threads()} threads, {trainer.device.type}), steps of {tokens} tokens:")
+        speeds = {dtype: self._measure(dtype, False, tokens) for dtype in (torch.float32, torch.bfloat16)}
+
+        # 2. Measure with it, in the format in use: the first call pays for compiling.
+        used = speeds[trainer.dtype]
         if trainer.compiled:
-            used, seconds = tokens_per_second(lambda: trainer.gradient(0), tokens)
-            self._show_speed(chosen, True, used, used=True, note=f"compiling took {seconds:.0f} s")
+            used = self._measure(trainer.dtype, True, tokens)
         trainer.model.zero_grad(set_to_none=True)
         torch.set_rng_state(random_state)
 
-        # 4. Predict as a range: evaluations, samples and a busy machine take their share.
+        # 3. Predict as a range: evaluations, samples and a busy machine take their share.
         steps = self.train_config.max_steps - trainer.step
-        fastest = steps * self.train_config.grad_accum_steps * tokens / used
-        print(f"So {steps} steps will take about {clock(fastest)} to {clock(1.4 * fastest)} minutes.\n")
+        seconds = steps * self.train_config.grad_accum_steps * tokens / used
+        print(f"So {steps} steps will take about {clock(seconds)} to {clock(1.4 * seconds)} minutes.\n")
 
-    def _show_speed(self, dtype: torch.dtype, compiled: bool, speed: float, used: bool, note: str = "") -> None:
-        """Print one line of the table of speeds."""
+    def _measure(self, dtype: torch.dtype, compiled: bool, tokens: int) -> float:
+        """Print and return the tokens per second of the gradient in one number format.
+
+        Without the compiler the trainer's plain function is called, with it the compiled one.
+        """
+        # 1. Lend the trainer this format, and take it back.
+        trainer = self.trainer
+        saved = trainer.dtype, trainer.loss_of
+        trainer.dtype, trainer.loss_of = dtype, trainer.loss_of if compiled else trainer.loss_on
+        speed, first = tokens_per_second(lambda: trainer.gradient(0), tokens)
+        trainer.dtype, trainer.loss_of = saved
+
+        # 2. Say which line is the one in use.
         label = str(dtype).removeprefix("torch.") + (", compiled" if compiled else "")
-        remarks = ", ".join(filter(None, ["used" if used else "", note]))
-        print(f"  {label:20} {speed:10,.0f} tokens/s  {remarks}")
+        used = "  used" if dtype == trainer.dtype and compiled == trainer.compiled else ""
+        print(f"  {label:20}{speed:8,.0f} tokens/s{used}" + (f"; compiling took {first:.0f} s" if compiled else ""))
+        return speed
 
     def look(self, trainer: Trainer, metrics: dict) -> None:
-        """Show what the model says now, and how many of its stories the grammar accepts."""
-        # 1. Continue the same prompt with the same dice at every look.
+        """Show what the model says now, and how many of its stories the grammar accepts.
+
+        The same prompt and the same dice at every look, so that what changes is the model alone.
+        """
+        # 1. Continue the prompt.
         speak = SamplingConfig(seed=1, max_new_tokens=60)
         ids = [self.tokenizer.eot_id, *self.tokenizer.encode(PROMPT)]
         text = PROMPT + "".join(stream_text(self.tokenizer, generate(self.model, ids, speak, [self.tokenizer.eot_id])))
         note = f"step {trainer.step}, {metrics['validation_bits_per_byte']:.3f} bits per byte"
 
-        # 2. For the book's own stories, ask the grammar about many samples, and name a slip.
+        # 2. For the book's own stories, ask the grammar about many samples.
         if self.corpus.name == "stories":
             results = [stories.parse(story) for story in self.sample_stories(LOOK_STORIES, seed=2)]
-            metrics["stories_that_parse"] = sum(result.ok for result in results) / len(results)
-            note += f", {sum(result.ok for result in results)} of {len(results)} samples are stories"
-            slips = [result.reason for result in results if result.kind in ("name", "thing", "pronoun")]
-            note += f" (a slip: {slips[0]})" if slips else ""
+            metrics["stories_that_parse"] = sum(result.ok for result in results) / LOOK_STORIES
+            note += "\n   " + self._remember(results)
+
         # 3. Say it above the progress bar, and keep it.
         tqdm.write(f"\n── {note}\n{text}\n", file=sys.stdout)
         with open(self.folder / "samples.txt", "a", encoding="utf-8") as file:
             file.write(f"── {note}\n{text}\n\n")
 
+    def _remember(self, results: list[stories.ParseResult]) -> str:
+        """Return in one line how many samples are stories, and a slip, if names and things do not stay right yet.
+
+        A story is right as a whole or not at all: one wrong name in sixty words, and the grammar refuses it.
+        """
+        # 1. Prefer a slip of memory: a wrong name or thing says that no head looks back.
+        accepted = sum(result.ok for result in results)
+        slips = [result.reason for result in results if result.kind in ("name", "thing", "pronoun")]
+        line = f"{accepted} of {len(results)} samples are stories from beginning to end"
+
+        # 2. Announce the moment once: when half of the samples hold together, the looking back works.
+        if accepted >= len(results) / 2 and not self.remembers:
+            self.remembers = True
+            return line + ": from here on names and things stay right, for heads have learnt to look back"
+        return line + (f"; a slip: {slips[0]}" if slips else "")
+
     def sample_stories(self, count: int, seed: int, temperature: float = 0.8, batch_size: int = 100) -> list[str]:
-        """Return `count` stories told from their first letter, many at a time."""
-        # 1. Draw whole batches; a story ends at its end token, and one that never ends is cut by the context.
+        """Return `count` stories told from their first letter, many at a time.
+
+        A story ends at its end token; one that never ends is cut where the context ends.
+        """
+        # 1. Draw a batch at a time, each row beginning with nothing but the end token of a story before.
         told, eot = [], self.tokenizer.eot_id
         for first in range(0, count, batch_size):
-            rows = min(batch_size, count - first)
             config = SamplingConfig(temperature, seed=seed + first, max_new_tokens=self.model.config.max_seq_len)
-            prompts = torch.full((rows, 1), eot, device=self.trainer.device)
-            done, columns = torch.zeros(rows, dtype=torch.bool, device=self.trainer.device), []
-            # 2. Stop early when every row has ended.
-            for token in generate_batch(self.model, prompts, config):
-                columns.append(token)
-                done |= token == eot
-                if done.all():
-                    break
-            # 3. Keep what each row said before its end.
-            for row in torch.stack(columns, dim=1).tolist():
-                told.append(self.tokenizer.decode(row[: row.index(eot)] if eot in row else row))
+            prompts = torch.full((min(batch_size, count - first), 1), eot, device=self.trainer.device)
+            rows = torch.stack(list(generate_batch(self.model, prompts, config)), dim=1).tolist()
+
+            # 2. Keep what each row said before its end.
+            told += [self.tokenizer.decode(row[: row.index(eot)] if eot in row else row) for row in rows]
         return told
 
     def train(self) -> bool:
-        """Train with a progress bar, then write the model folder; return False when interrupted."""
+        """Train with a progress bar, then write the model folder; return False when interrupted.
+
+        An interrupted run has saved its state, and the reader is told how to go on.
+        """
         # 1. Predict, then train. The bar shows step, loss, speed and the time left.
         self.predict()
         steps = self.train_config.max_steps
         with tqdm(total=steps, initial=self.trainer.step, unit="step", desc="training", dynamic_ncols=True) as bar:
             finished = self.trainer.train(bar)
-        if not finished:
+
+        # 2. Write what there is to write, or say how to go on.
+        if finished:
+            self._write(self._examine())
+        else:
             print(f"\nStopped at step {self.trainer.step}, and all is saved. Go on with:")
             print(f"  python main.py train --resume {self.folder}")
-            return False
+        return finished
 
-        # 2. Examine on all held-out documents, in float32, and keep everything in the run folder.
+    def _examine(self) -> dict[str, str]:
+        """Return what the card says of the model: measured on all held-out documents, in float32.
+
+        Sampled stories are counted at temperature 0.8, the default of `generate`.
+        """
+        # 1. Measure the surprise, beside the least that any model could have.
         score = bits_per_byte(self.model, self.validation)
         results = {"held-out documents": f"{len(self.corpus.validation):,}", "bits per byte": f"{score:.4f}"}
         if self.corpus.floor is not None:
             results["floor of the grammar, bits per byte"] = f"{self.corpus.floor:.4f}"
             results["ratio to the floor"] = f"{score / self.corpus.floor:.3f}"
+
+        # 2. Count what a reader would ask of stories: are they stories, and are they new?
         if self.corpus.name == "stories":
-            told = self.sample_stories(200, seed=100)
-            # 3. Count what a reader would ask: are they stories, and are they new?
+            told = self.sample_stories(EXAMINED_STORIES, seed=100)
             accepted = sum(stories.parse(story).ok for story in told)
-            results["of 200 samples at temperature 0.8, accepted by the grammar"] = str(accepted)
-            results["of 200 samples, copies of a training story"] = str(len(set(told) & set(self.corpus.train)))
-        self._write(results)
-        return True
+            results["samples at temperature 0.8 that the grammar accepts"] = f"{accepted} of {len(told)}"
+
+            # 3. A copy would be memory, not language.
+            results["samples that copy a training story"] = str(len(set(told) & set(self.corpus.train)))
+        return results
 
     def _write(self, results: dict[str, str]) -> None:
-        """Write the model folder, its card and the loss curve, and print the results."""
-        # 1. Weights, sizes, card.
-        config, train = self.model.config, self.train_config
-        self.model.save_pretrained(self.folder)
+        """Write the model folder, its card and the loss curve, and print the results.
+
+        The folder opens in Hugging Face Transformers, and `python main.py generate --model FOLDER` opens it here.
+        """
+        # 1. Write weights, sizes and card.
+        config, train, folder = self.model.config, self.train_config, self.folder
         tokens = train.batch_size * train.grad_accum_steps * config.max_seq_len
-        write_card(self.folder, results, name=self.folder.name, parameters=count_parameters(config)["total"],
+        self.model.save_pretrained(folder)
+        write_card(folder, results, name=folder.name, parameters=count_parameters(config)["total"],
                    data=self.settings["data"], steps=train.max_steps, tokens_per_step=tokens, seed=train.seed,
                    command=self.settings["command"])
 
-        # 2. The curve.
-        draw_loss_curve(read_metrics(self.folder), self.folder / "loss.png", self.bytes_per_token, self.corpus.floor)
+        # 2. Draw the curve, and show everything once.
+        draw_loss_curve(read_metrics(folder), folder / "loss.png", self.bytes_per_token, self.corpus.floor)
         for name, value in results.items():
             print(f"  {name}: {value}")
-        print(f"All of it is in {self.folder}: the model folder, loss.png, samples.txt, metrics.jsonl.")
+        print(f"All of it is in {folder}: the model folder, loss.png, samples.txt, metrics.jsonl.")
 
     def tell(self, count: int) -> None:
-        """Let the trained model tell stories, word by word."""
-        # 1. Stream them: the cache makes this faster than one can read.
+        """Let the trained model tell stories, word by word.
+
+        The KV cache of chapter 9 makes this faster than one can read.
+        """
+        # 1. Begin each with nothing but an end token, as every training story began.
         for number in range(count):
             print(f"\n── Story {number + 1}\n")
             ids = generate(self.model, [self.tokenizer.eot_id], SamplingConfig(seed=number), [self.tokenizer.eot_id])
+
+            # 2. Print each piece as it is made.
             for piece in stream_text(self.tokenizer, ids):
                 print(piece, end="", flush=True)
             print()
 
 
 def clock(seconds: float) -> str:
-    """Return seconds as minutes and seconds, such as 3:07."""
+    """Return a number of seconds as minutes and seconds, such as 3:07."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -47,7 +47,8 @@ TEXT = (
 HARD_TEXTS = [
     "", " ", "a", "\n", "\0", "\0\0\0 \0", "  \n \n\n  x", "x   ", "   x", "\r\n\r\n",
     "\u3000\u00a0 \u2028x\x85", "aaaaaaa", "x" * 300, "ab" * 400, " " * 700 + "x",
-    "it's IT'S 'tis ''s 'lll 've", "İıſK ß", "1234567890 ½ ² ٣ 十二", "国王和女王在花园里", "👩‍👩‍👧‍👦🏳️‍🌈 é e\u0301", "\ufffd\ufffe\uffff\U0010ffff",
+    "it's IT'S 'tis ''s 'lll 've", "İıſK ß", "1234567890 ½ ² ٣ 十二",
+    "国王和女王在花园里", "👩‍👩‍👧‍👦🏳️‍🌈 é e\u0301", "\ufffd\ufffe\uffff\U0010ffff",
     f"国{YOUNG}王 {YOUNG}! a{YOUNG}b1{YOUNG}", "<|endoftext|>", "<|endof", TEXT,
 ]
 
@@ -298,11 +299,17 @@ def test_a_stream_needs_no_more_memory_when_it_is_longer(plain):
 
 
 def test_bulk_gives_the_ids_of_each_document_with_the_end_token_behind_it(trained):
-    documents = [*HARD_TEXTS, TEXT * 300, f"{END_OF_TEXT}x{END_OF_TEXT}", " " * 1_500_000 + "x", "", "the end"]
+    documents = [*HARD_TEXTS, TEXT * 300, f"{END_OF_TEXT}x{END_OF_TEXT}", "", "the end"]
     ids, ends = trained.encode_documents(iter(documents))
     assert ids.dtype == np.uint16 and len(ends) == len(documents)
     for document, start, end in zip(documents, [0, *ends], ends, strict=False):
         assert ids[start:end].tolist() == [*trained.encode(document), trained.eot_id]
+
+
+def test_bulk_takes_a_million_spaces_which_crash_tiktoken(plain):
+    spaces = " " * 1_500_000 + "x"
+    ids, ends = plain.encode_documents(["the end", spaces])
+    assert len(ends) == 2 and plain.decode(ids[ends[0] : -1]) == spaces
 
 
 def test_bulk_never_ends_a_document_that_spells_the_mark_across_a_block(plain, monkeypatch):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoTokenizer,
     GPT2Config,
     LlamaConfig,
     LlamaForCausalLM,
@@ -160,6 +161,28 @@ def test_transformers_opens_our_folder_with_equal_logits_and_equal_text(name, tm
         prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=20, max_length=None, do_sample=False
     )
     assert text[0].tolist() == greedy(model, prompt, 20)
+
+
+@torch.no_grad()
+def test_a_whole_folder_tells_the_same_story_here_and_in_transformers_and_ends_it_alike(tokenizer, tmp_path):
+    model = shaken(dataclasses.replace(CONFIGS["llama"], vocab_size=tokenizer.vocab_size))
+    model.save_pretrained(tmp_path, end_token=tokenizer.eot_id)
+    tokenizer.save(tmp_path)
+    theirs, reader = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    prompt = reader("<|endoftext|>the cat sat", return_tensors="pt")
+    ids = [tokenizer.eot_id, *tokenizer.encode("the cat sat")]
+    assert prompt["input_ids"].tolist() == [ids]
+    text = greedy(model, torch.tensor([ids]), 20)
+    assert tokenizer.eot_id not in text[1:]
+    assert theirs.generate(**prompt, do_sample=False)[0, : len(text)].tolist() == text
+
+    # Call a token that the text contains its end: Transformers must stop there.
+    stop = text[len(ids) + 3]
+    model.save_pretrained(tmp_path, end_token=stop)
+    told = AutoModelForCausalLM.from_pretrained(tmp_path).generate(**prompt, do_sample=False)[0].tolist()
+    assert told == text[: text.index(stop, len(ids)) + 1]
+    assert json.loads((tmp_path / "config.json").read_text())["eos_token_id"] == stop
+    assert reader.decode(told) == tokenizer.decode(told)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

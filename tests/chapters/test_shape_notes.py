@@ -106,6 +106,8 @@ def inference(traced: Traced) -> None:
     with traced.sizes(same=["TS"], B=B, T=T, S=T, K=K, D=D, V=V):
         for config in (everything, module.SamplingConfig(temperature=0, max_new_tokens=1)):
             list(module.generate_batch(GPT(CONFIG), ids(), config))
+    with traced.sizes(same=["TS"], B=1, T=T, S=T, K=K, D=D, V=V):
+        next(module.generate(GPT(CONFIG), ids()[0].tolist(), everything))
 
 
 def running_example(traced: Traced) -> None:
