@@ -40,7 +40,7 @@ class Muon(torch.optim.Optimizer):
     Source: Jordan et al. 2024; Liu et al. 2025 (arXiv 2502.16982), equation 4.
     """
 
-    def __init__(self, params, lr=1e-3, momentum=0.9, weight_decay=0.1, dtype=torch.float32):
+    def __init__(self, params, lr=1e-3, momentum=0.95, weight_decay=0.1, dtype=torch.float32):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.dtype = dtype
 

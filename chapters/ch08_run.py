@@ -44,7 +44,7 @@ def draw_loss_curve(
 ) -> None:
     """Draw training and validation loss over the steps, with the floor and the share of stories that parse.
 
-    All losses are in bits per byte; `bytes_per_token`, an average over held-out text, converts the training
+    All losses are in bits per byte; `bytes_per_token`, an average over training text, converts the training
     loss. That of a step is a mean since the evaluation before. `floor` is the entropy of the stories'
     grammar, where it is known. The file's ending says which kind of picture it becomes.
     """

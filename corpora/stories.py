@@ -154,11 +154,12 @@ def _list_of(states: Iterable[State], most: int = 3) -> str:
 
 def _diagnose(text: str, at: int, states: list[State]) -> tuple[str, str]:
     """The kind of slip in the word that begins at `at`, and a sentence that explains it."""
-    # 1. Read the word that was written, and look for mentions of its kind that could stand here.
-    word = PIECE.match(text, at)[0]
-    kind = _grammar().kinds.get(word)
+    # 1. Read the word that was written. Mentions are known as "he" and "the prince", so try "He" and "prince" so too.
+    word, kinds = PIECE.match(text, at)[0], _grammar().kinds
+    kind = next((kinds[form] for form in (word, word.lower(), f"the {word}") if form in kinds), None)
+    # 2. Look for mentions of its kind that could stand here.
     hoped = [state for state in states if kind and state.mention and state.mention.kind == kind]
-    # 2. Name the slip: who and what returns in a story must return as it was.
+    # 3. Name the slip: who and what returns in a story must return as it was.
     if not hoped:
         return "word", f'no story goes on with "{word}" here; it could go on with {_list_of(states)}'
     if kind == "thing":

@@ -164,6 +164,13 @@ def test_documents_and_one_text_with_boundaries_teach_the_same():
     assert BPETokenizer.train(documents, 400).merges == BPETokenizer.train(joined, 400).merges
 
 
+def test_a_long_document_teaches_the_same_when_it_is_read_in_small_blocks(monkeypatch):
+    text = f"the dog{END_OF_TEXT}the cat sat. " * 20
+    whole = BPETokenizer.train(text, 300).merges
+    monkeypatch.setattr(ch02_splitting, "BLOCK_CHARACTERS", 13)
+    assert BPETokenizer.train(text, 300).merges == whole
+
+
 def test_ids_are_bytes_then_merges_then_special_tokens(trained):
     assert [trained.vocab[number] for number in range(256)] == [bytes([byte]) for byte in range(256)]
     products = [left + right for left, right in trained.merges]
@@ -443,6 +450,14 @@ def test_a_broken_file_ends_in_one_line_with_its_name(plain, tmp_path, change):
     with pytest.raises(ValueError) as error:
         BPETokenizer.load(tmp_path)
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_two_tokens_with_one_id_are_told_as_such(plain, tmp_path):
+    content = json.loads(plain.save(tmp_path).read_text("utf-8"))
+    content["model"]["vocab"]["a"] = content["model"]["vocab"]["b"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), "utf-8")
+    with pytest.raises(ValueError, match="two of its tokens have the same id"):
+        BPETokenizer.load(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"model": {}}'])
