@@ -58,7 +58,8 @@ def main() -> None:
         net = {name: [max(long - short, 1e-9) for long, short in zip(times[name], times[f"{name} 1"], strict=True)]
                for name in ("cache", "none", "hf")}
         speed = {name: NEW_TOKENS / statistics.median(values) for name, values in net.items()}
-        rows.append([str(context), f"{speed['cache']:,.0f}", f"{speed['none']:,.1f}", f"{ratio(net, 'none', 'cache'):.1f}",
+        worth = f"{ratio(net, 'none', 'cache'):.1f}"
+        rows.append([str(context), f"{speed['cache']:,.0f}", f"{speed['none']:,.1f}", worth,
                      f"{speed['hf']:,.0f}", f"{ratio(net, 'hf', 'cache'):.2f}"])
     write_table("generation", rows)
 

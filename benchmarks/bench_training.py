@@ -52,8 +52,9 @@ def main() -> None:
     # 1. Build both models in each number format, compiled and not.
     config = dataclasses.replace(PRESETS["tiny"], vocab_size=VOCABULARY, max_seq_len=CONTEXT)
     theirs = LlamaConfig(
-        vocab_size=VOCABULARY, max_position_embeddings=CONTEXT, hidden_size=config.d_model, intermediate_size=config.d_ff,
-        num_hidden_layers=config.num_layers, num_attention_heads=config.num_heads, tie_word_embeddings=True,
+        vocab_size=VOCABULARY, max_position_embeddings=CONTEXT, hidden_size=config.d_model,
+        intermediate_size=config.d_ff, num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads, tie_word_embeddings=True,
     )
     ids = torch.randint(0, VOCABULARY, (BATCH, CONTEXT + 1), generator=torch.Generator().manual_seed(0))
     works = {}

@@ -118,12 +118,15 @@ class GPT(nn.Module):
 
         return load_model(cls, folder)
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+    def save_pretrained(
+        self, folder: str | Path, dtype: torch.dtype = torch.float32, end_token: int | None = None
+    ) -> None:
         """Write this model into a folder that Hugging Face Transformers opens, made if missing.
 
         The files are `config.json`, `generation_config.json` and `model.safetensors`; `dtype` is the number
-        format of the last. Raises ValueError when no published family has this combination of fields.
+        format of the last, `end_token` the id at which a text ends. Raises ValueError when no published family
+        has this combination of fields.
         """
         from chapters.ch07_pretrained import save_model
 
-        save_model(self, folder, dtype)
+        save_model(self, folder, dtype, end_token)

@@ -10,7 +10,8 @@ pairs as they do. safetensors files hold numbers and nothing else: opening one c
 which the pickle files of earlier years could.
 
 A folder that opens is not yet a folder that is right: one field read otherwise, and every shape fits while
-the model talks nonsense. So what is not understood is refused, and tests hold the logits of both sides equal.
+the model talks nonsense. So what is not understood is refused, and tests hold the logits of both sides
+equal, for each family and in both directions.
 """
 
 import contextlib
@@ -196,15 +197,19 @@ def save_tensors(
         save_file(whole, partial, metadata=metadata)
 
 
-def save_model(model: GPT, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+def save_model(
+    model: GPT, folder: str | Path, dtype: torch.dtype = torch.float32, end_token: int | None = None
+) -> None:
     """Write `config.json`, `generation_config.json` and `model.safetensors` into `folder`, made if missing.
 
-    The tokenizer is saved by its own class, into the same folder. Raises ValueError when no published family
+    `end_token` is the id at which readers of the folder stop, and with which a text begins. The tokenizer is
+    saved by its own class, into the same folder. Raises ValueError when no published family
     has this combination of fields; nothing is written then.
     """
     # 1. Prepare both texts first: what cannot be described must not leave half a folder.
-    folder, config = Path(folder), config_to_hf(model.config, dtype)
-    generation = {"do_sample": True, "temperature": 0.8, "max_length": model.config.max_seq_len}
+    ends = {"bos_token_id": end_token, "eos_token_id": end_token, "pad_token_id": end_token}
+    folder, config = Path(folder), config_to_hf(model.config, dtype) | ends
+    generation = ends | {"do_sample": True, "temperature": 0.8, "max_length": model.config.max_seq_len}
     folder.mkdir(parents=True, exist_ok=True)
 
     # 2. Gather the tensors, each once, on the processor: a file shall open on machines without a GPU.

@@ -56,7 +56,8 @@ class Journey:
         look = TokenRows(corpus.validation[:LOOK_DOCUMENTS], tokenizer, context)
         self.bytes_per_token = rows.num_bytes / rows.counts.sum()
 
-        # 3. Hand all to the trainer of chapter 8.
+        # 3. Hand all to the trainer of chapter 8, and say how much there is. A part of the held-out texts is
+        # enough for a look during training; at the end all of them are examined.
         self.trainer = Trainer(self.model, rows, look, self.train_config, folder, self.look)
         print(f"Text   {len(corpus.train):,} documents to learn from, {len(corpus.validation):,} held out, "
               f"{rows.num_bytes / 1e6:.1f} MB in {rows.counts.sum():,} tokens of {self.bytes_per_token:.1f} bytes")
@@ -253,7 +254,7 @@ class Journey:
         # 1. Write weights, sizes and card.
         config, train, folder = self.model.config, self.train_config, self.folder
         tokens = train.batch_size * train.grad_accum_steps * config.max_seq_len
-        self.model.save_pretrained(folder)
+        self.model.save_pretrained(folder, end_token=self.tokenizer.eot_id)
         write_card(folder, results, name=folder.name, parameters=count_parameters(config)["total"],
                    data=self.settings["data"], steps=train.max_steps, tokens_per_step=tokens, seed=train.seed,
                    command=self.settings["command"])

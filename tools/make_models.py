@@ -30,7 +30,7 @@ def store(journey: Journey, folder: Path) -> None:
     """Write a journey's model in bfloat16, its tokenizer and, where there is one, its card into `folder`."""
     # 1. Begin with an empty folder, so that no file of an older model stays.
     shutil.rmtree(folder, ignore_errors=True)
-    journey.model.save_pretrained(folder, dtype=torch.bfloat16)
+    journey.model.save_pretrained(folder, torch.bfloat16, journey.tokenizer.eot_id)
     journey.tokenizer.save(folder)
 
     # 2. Take along what the run says of itself.
