@@ -3,8 +3,9 @@
     python benchmarks/bench_attention_cost.py --write
 
 One layer of the `tiny` preset (d_model 256, 4 heads), float32, forward only. A cell is the fastest of its
-rounds, since other programs only ever slow one down; in brackets, the growth since the row above; the ratio
-is one such cell divided by the other. The last column is the memory of the weights that the by-hand way writes down and the fused kernel does not.
+rounds, since other programs only ever slow one down; in brackets, the growth since the row above. The ratio
+divides one such time by the other. The last column is the memory of the weights that the by-hand way writes
+down and the fused kernel does not.
 """
 
 import os

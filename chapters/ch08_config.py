@@ -30,10 +30,10 @@ class TrainConfig:
     Raises ValueError naming the field, its value and the rule.
     """
 
-    learning_rate: float = 1.2e-2
+    learning_rate: float = 1e-2
     final_lr_fraction: float = 0.05
     warmup_steps: int = 40
-    max_steps: int = 720
+    max_steps: int = 800
     batch_size: int = 12
     grad_accum_steps: int = 1
     weight_decay: float = 0.1

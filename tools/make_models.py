@@ -23,7 +23,7 @@ from chapters.ch08_training import TrainConfig  # noqa: E402
 from chapters.ch10_journey import Journey  # noqa: E402
 
 # The moments of the ladder: knows nothing, knows letters and words, knows sentences, remembers.
-STORYTELLER_STEPS, LADDER_STEPS, MOMENTS = 1600, 1200, (0, 75, 300, 1200)
+STORYTELLER_STEPS, LADDER_STEPS, MOMENTS = 1200, 800, (0, 50, 200, 800)
 
 
 def store(journey: Journey, folder: Path) -> None:
@@ -51,8 +51,8 @@ def make_storyteller(runs: Path) -> None:
 def make_ladder(runs: Path) -> None:
     """Train the smaller model, and store it whenever a moment of the ladder has come."""
     # 1. Begin as main.py does.
-    settings = TrainConfig(max_steps=LADDER_STEPS, eval_every=75)
-    command = f"python main.py train --preset nano --max-steps {LADDER_STEPS} --eval-every 75"
+    settings = TrainConfig(max_steps=LADDER_STEPS, eval_every=50)
+    command = f"python main.py train --preset nano --max-steps {LADDER_STEPS} --eval-every 50"
     journey = Journey.begin("stories", "ladder", PRESETS["nano"], settings, runs, command)
 
     def look(trainer, metrics):

@@ -27,19 +27,22 @@ sys.path.insert(0, str(ROOT))
 from chapters.ch02_tokenization import BPETokenizer  # noqa: E402
 from chapters.ch05_attention import causal_mask, repeat_kv, scaled_dot_product_attention  # noqa: E402
 from chapters.ch07_gpt_model import GPT  # noqa: E402
-from corpora.stories import generate  # noqa: E402
+from corpora.stories import _grammar, generate  # noqa: E402
 
 MODEL = ROOT / "models" / "storyteller"
-NAMES = re.compile(
-    r"\b(?:Lily|Mia|Anna|Emma|Ella|Amy|Kate|Lucy|Zoe|Ruby|Nora|Sue"
-    r"|Tom|Ben|Sam|Max|Tim|Leo|Jack|Finn|Bob|Dan|Hugo|Joe)\b"
-)
-THINGS = re.compile(
-    r"\b(?:ball|doll|drum|boat|train|car|book|flute|kite|hat|lamp|cup|crown|letter|seed|coin|box|stone)\b"
-)
-
 # Stories to measure on, told with dice that no training set uses.
 FRESH = generate(200, seed=99)
+
+
+def words_of(kind: str) -> re.Pattern:
+    """Return a pattern that finds the words of a kind, "name" or "thing", as the grammar of the stories lists them."""
+    classes = _grammar()._classes.values()
+    words = {member["noun"] for its_kind, members in classes for member in members if its_kind == kind}
+    return re.compile(rf"\b(?:{'|'.join(sorted(words))})\b")
+
+
+# Names are those of children; things are toys, animals, colors and people like the king.
+NAMES, THINGS = words_of("name"), words_of("thing")
 
 
 @dataclasses.dataclass(frozen=True)

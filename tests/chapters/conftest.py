@@ -34,6 +34,9 @@ QUICK = TrainConfig(
     dtype="float32",
     compile="off",
     learning_rate=1e-2,
+    final_lr_fraction=0.05,
+    weight_decay=0.1,
+    optimizer="adamw",
 )
 
 

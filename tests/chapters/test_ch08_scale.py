@@ -31,20 +31,27 @@ def test_orthogonalizing_keeps_directions_and_levels_their_lengths(shape):
 
 
 @pytest.mark.parametrize("shape", [(40, 24), (24, 40)])
-def test_muon_equals_that_of_torch(shape):
-    # PyTorch's iterates in bfloat16, so the two agree to about two digits.
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_muon_equals_that_of_torch(shape, dtype):
+    # PyTorch's iterates in bfloat16, and fuses sums into products: the two agree to about two digits.
     ours, theirs = nn.Parameter(noise(*shape)), nn.Parameter(noise(*shape))
     settings = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.2}
     optimizers = (
-        Muon([ours], **settings),
+        Muon([ours], **settings, dtype=dtype),
         torch.optim.Muon([theirs], **settings, adjust_lr_fn="match_rms_adamw"),
     )
     for step in range(4):
         for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
             parameter.grad = noise(*shape, seed=step + 1)
             optimizer.step()
-    moved = (ours - noise(*shape)).norm()
-    assert (ours - theirs).norm() < 0.02 * moved
+    assert ours.dtype == torch.float32
+    assert (ours - theirs).norm() < 0.02 * (ours - noise(*shape)).norm()
+
+
+def test_muon_in_bfloat16_levels_lengths_and_keeps_the_dtype():
+    result = orthogonalize(noise(7, 13), dtype=torch.bfloat16)
+    lengths = torch.linalg.svdvals(result)
+    assert result.dtype == torch.float32 and 0.6 < lengths.min() and lengths.max() < 1.3
 
 
 # Number format, compiler, settings.

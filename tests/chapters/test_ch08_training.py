@@ -146,7 +146,7 @@ def test_every_step_has_a_rate_above_zero_and_at_most_the_full_one(step, warmup,
 def test_matrices_decay_vectors_do_not_and_each_number_is_moved_by_one_optimizer(trainer, tied, optimizer):
     model = trainer(tied=tied).model
     config = TrainConfig(optimizer=optimizer, weight_decay=0.7)
-    groups = [(o, g) for o in make_optimizers(model, config) for g in o.param_groups]
+    groups = [(o, g) for o in make_optimizers(model, config, torch.float32) for g in o.param_groups]
     moved = [id(p) for _, group in groups for p in group["params"]]
     assert sorted(moved) == sorted(id(p) for p in model.parameters())
     for maker, group in groups:
