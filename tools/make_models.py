@@ -51,15 +51,17 @@ def make_storyteller(runs: Path) -> None:
 def make_ladder(runs: Path) -> None:
     """Train the smaller model, and store it whenever a moment of the ladder has come."""
     # 1. Begin as main.py does.
-    settings = TrainConfig(max_steps=LADDER_STEPS, eval_every=50)
     command = f"python main.py train --preset nano --max-steps {LADDER_STEPS} --eval-every 50"
+    settings = TrainConfig(max_steps=LADDER_STEPS, eval_every=50)
     journey = Journey.begin("stories", "ladder", PRESETS["nano"], settings, runs, command)
+
+    # 2. Watch in silence; what a moment can do is for the pages to show.
 
     def look(trainer, metrics):
         if trainer.step in MOMENTS:
             store(journey, ROOT / "models" / "ladder" / f"step_{trainer.step}")
 
-    # 2. Watch in silence; what a moment can do is for the pages to show.
+    # 3. Train.
     journey.trainer.on_evaluation = look
     journey.trainer.train()
 

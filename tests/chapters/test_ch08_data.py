@@ -116,6 +116,14 @@ def test_measuring_uses_no_dropout_and_leaves_model_and_chance_as_they_were(rows
     assert not model.training
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_measuring_keeps_no_record_for_gradients(rows, dtype):
+    model, recorded = loud_model(), []
+    model.register_forward_hook(lambda module, inputs, logits: recorded.append(logits.requires_grad))
+    bits_per_byte(model, rows, amp=autocast(torch.device("cpu"), dtype))
+    assert recorded and not any(recorded)
+
+
 def test_bits_per_byte_in_bfloat16_is_nearly_the_same(rows):
     model = loud_model()
     half = bits_per_byte(model, rows, batch_size=2, amp=autocast(torch.device("cpu"), torch.bfloat16))
