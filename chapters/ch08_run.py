@@ -87,7 +87,7 @@ def draw_loss_curve(
 
     # 7. Save, and close: matplotlib keeps every open figure in memory.
     axes.grid(alpha=0.3)
-    axes.legend(loc="center right")
+    axes.legend(loc="upper center")
     figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)

@@ -7,9 +7,13 @@ trained model to look into. `models/ladder/step_N` are moments in the training o
 show learning. All are stored in bfloat16, two bytes a number. About a quarter of an hour on two cores.
 """
 
+import contextlib
+import io
+import shlex
 import shutil
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 import torch
@@ -18,12 +22,13 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import main  # noqa: E402
 from chapters.ch07_gpt_model import PRESETS  # noqa: E402
 from chapters.ch08_training import TrainConfig  # noqa: E402
 from chapters.ch10_journey import Journey  # noqa: E402
 
 # The moments of the ladder: knows nothing, knows letters and words, knows sentences, remembers.
-STORYTELLER_STEPS, LADDER_STEPS, MOMENTS = 1200, 800, (0, 50, 200, 800)
+STORY_SEED, STORYTELLER_STEPS, LADDER_STEPS, MOMENTS = 1, 1200, 800, (0, 50, 200, 800)
 
 
 def store(journey: Journey, folder: Path) -> None:
@@ -48,6 +53,19 @@ def make_storyteller(runs: Path) -> None:
         store(journey, ROOT / "models" / "storyteller")
 
 
+def write_story() -> None:
+    """Let the storyteller tell the story that the README shows, exactly as the command beneath it does."""
+    # 1. Run the command itself, so that the README cannot promise another story.
+    command = ["generate", "--model", "models/storyteller", "--seed", str(STORY_SEED)]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        main.main(command)
+
+    # 2. Quote it where tools/book.py looks for what the README quotes.
+    lines = textwrap.wrap(said.getvalue().strip(), 110)
+    shown = "\n".join(f"> {line}" for line in lines) + f"\n\n`python main.py {shlex.join(command)}`\n"
+    (ROOT / "benchmarks" / "results" / "story.md").write_text(shown, encoding="utf-8")
+
+
 def make_ladder(runs: Path) -> None:
     """Train the smaller model, and store it whenever a moment of the ladder has come."""
     # 1. Begin as main.py does.
@@ -69,4 +87,5 @@ def make_ladder(runs: Path) -> None:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         make_storyteller(Path(folder))
+        write_story()
         make_ladder(Path(folder))

@@ -21,9 +21,12 @@ def members(name: str, she: str = "") -> list[str]:
     return [member["noun"] for member in stories._grammar()._classes[name][1] if she in ("", member.get("he"))]
 
 
-# Who and what the stories choose from, and words of grown-ups that they use in parallel ways.
-GIRLS, BOYS = members("child", "she"), members("child", "he")
-ANIMALS, COLORS, TOYS = ("|".join(members(name)) for name in ("animal", "color", "toy"))
+# Who and what the stories choose from (some toys are things of other plots too), and words of grown-ups that
+# they use in parallel ways.
+HEROINES = members("child", "she")
+GIRLS, BOYS = ([*members("child", who), *members("pal", who)] for who in ("she", "he"))
+ANIMALS, PETS, COLORS = ("|".join(members(name)) for name in ("animal", "pet", "color"))
+TOYS = "|".join(toy for toy in members("toy") if toy not in ("boat", "book", "bell", "flute"))
 ADULTS = {"king": "queen", "prince": "princess", "son": "daughter", "man": "woman", "he": "she"}
 
 
@@ -168,16 +171,16 @@ def test_drawn_stories_are_as_frequent_as_the_grammar_says():
     openings = Counter(story[:5] for story in sample())
     assert abs(openings["Long "] / len(sample()) - next_byte_probabilities("")[ord("L")]) < 0.06
     names = Counter(name for story in sample() for name in re.findall(r"girl (?:named|called) (\w+)", story))
-    assert len(names) == len(GIRLS) and max(names.values()) < 5 * min(names.values())
+    assert len(names) == len(HEROINES) and max(names.values()) < 5 * min(names.values())
 
 
 def test_a_name_after_its_gender_is_drawn_among_those_who_fit():
     before = "Once, in a small town by the sea, there lived a kind girl named "
     odds = next_byte_probabilities(before)
-    firsts = Counter(name[0] for name in GIRLS)
+    firsts = Counter(name[0] for name in HEROINES)
     assert odds.keys() == set(map(ord, firsts)) and len(firsts) > 3
-    assert all(isclose(odds[ord(first)], count / len(GIRLS)) for first, count in firsts.items())
-    assert next_byte_probabilities(before + "L").keys() == {ord(name[1]) for name in GIRLS if name[0] == "L"}
+    assert all(isclose(odds[ord(first)], count / len(HEROINES)) for first, count in firsts.items())
+    assert next_byte_probabilities(before + "L").keys() == {ord(name[1]) for name in HEROINES if name[0] == "L"}
 
 
 def test_bits_per_byte_of_the_grammar_is_the_floor():
@@ -297,7 +300,7 @@ def test_a_thing_that_was_never_there_is_named():
 
 @pytest.mark.parametrize(("before", "words"), [
     ("The|the", "king|queen"), ("The|the", "man|woman"), ("The|the", "prince|princess"),
-    ("The|the", ANIMALS), ("the", COLORS), (f"the|{COLORS}", TOYS),
+    ("The|the", ANIMALS), ("The|the", PETS), ("the", COLORS), (f"the|{COLORS}", TOYS),
 ])  # fmt: skip
 def test_somebody_or_something_else_is_found_in_every_plot_that_has_it(before, words):
     places = 0
@@ -328,7 +331,7 @@ def test_a_pronoun_that_does_not_agree_is_named():
             result = planted(story, found, wrong[found[0]])
             assert result.kind == "pronoun" and f'"{found[0]}"' in result.reason
             places[found[0]] += 1
-    assert places.keys() == wrong.keys() - {"He", "She"} and min(places.values()) > 1
+    assert places.keys() == wrong.keys() - {"He", "She"}
 
 
 @pytest.mark.parametrize("cut", [0, 1, 40, 100, 200, -1])
