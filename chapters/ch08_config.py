@@ -43,8 +43,8 @@ class TrainConfig:
     optimizer: str = "muon"
     dtype: str = "auto"
     compile: str = "auto"
-    eval_every: int = 80
-    checkpoint_every: int = 240
+    eval_every: int = 100
+    checkpoint_every: int = 200
     seed: int = 0
 
     def __post_init__(self):

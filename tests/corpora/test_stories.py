@@ -21,12 +21,14 @@ def members(name: str, she: str = "") -> list[str]:
     return [member["noun"] for member in stories._grammar()._classes[name][1] if she in ("", member.get("he"))]
 
 
-# Who and what the stories choose from (some toys are things of other plots too), and words of grown-ups that
-# they use in parallel ways.
+# Who and what the stories choose from, without words that they also use freely, as in "the green hill"; and words
+# of grown-ups that they use in parallel ways.
+FREE = ("green", "boat", "book", "bell", "flute")
 HEROINES = members("child", "she")
 GIRLS, BOYS = ([*members("child", who), *members("pal", who)] for who in ("she", "he"))
-ANIMALS, PETS, COLORS = ("|".join(members(name)) for name in ("animal", "pet", "color"))
-TOYS = "|".join(toy for toy in members("toy") if toy not in ("boat", "book", "bell", "flute"))
+ANIMALS, PETS, COLORS, TOYS = (
+    "|".join(word for word in members(name) if word not in FREE) for name in ("animal", "pet", "color", "toy")
+)
 ADULTS = {"king": "queen", "prince": "princess", "son": "daughter", "man": "woman", "he": "she"}
 
 
