@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "main.py": EVERYTHING_TAUGHT,
     "notebooks": EVERYTHING_TAUGHT,
     "benchmarks": EVERYTHING_TAUGHT | {"benchmarks", "main"},
+    "models": EVERYTHING_TAUGHT | {"main"},
     "tools": {"tools"},
 }
 OURS = set(MAY_IMPORT) - {"main.py"} | {"main", "tests", "conftest"}

@@ -1,11 +1,11 @@
-"""Find the heads of the trained storyteller that look back at a name or a thing, and draw what they look at.
+"""Find out which heads of the trained storyteller look back at a word, which ones it needs, and draw three.
 
     python chapters/figures/ch05_trained_heads.py
 
-How a head is picked, by measurement and not by eye: in fresh stories, find each moment before a name (or a
-thing) is said *again*. The token that is about to say it asks. How much of its attention goes to the earlier
-mentions of that very word, and how much to other words of the same kind? The head with the largest difference
-is the one that looks back.
+By measurement and not by eye: in fresh stories, find each moment before a name (or a thing) is said *again*.
+The token that is about to say it asks. How much of its attention goes to the earlier mentions of that very
+word, and how much to its rivals, other words of the same kind? And how much less probable does the right word
+become when a head is silenced?
 
 Writes `ch05_trained_heads.svg` beside this script.
 """
@@ -43,6 +43,7 @@ def words_of(kind: str) -> re.Pattern:
 
 # Names are those of children; things are toys, animals, colors and people like the king.
 NAMES, THINGS = words_of("name"), words_of("thing")
+KINDS = {"name": NAMES, "thing": THINGS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,30 +208,43 @@ def example_with_both(tokenizer: BPETokenizer, stories: list[str]) -> tuple[str,
     raise ValueError(f"none of {len(stories)} stories says a name and a thing again: give more stories")
 
 
-def main() -> None:
-    """Find the heads, say which they are, and draw three of them on one story."""
-    # 1. Measure every head of the trained model.
-    model, tokenizer = GPT.from_pretrained(MODEL), BPETokenizer.load(MODEL)
-    picked = {}
-    for kind, words in (("name", NAMES), ("thing", THINGS)):
-        right, wrong, even = look_back(model, tokenizer, FRESH, words)
-        layer, head = picked[kind] = highest(right - wrong)
-        shares = [f"{share:.0%}" for share in (right[layer, head], wrong[layer, head], even)]
-        print(f"{kind}: layer {layer}, head {head}: {shares[0]} on it, {shares[1]} on rivals ({shares[2]})")
+def cost_of_silence(model: GPT, tokenizer: BPETokenizer, stories: list[str], words: re.Pattern) -> Tensor:
+    """Return how much of the right word's probability is lost when each head is silenced alone.
 
-    # 2. For contrast keep the head that cares least which name it is.
-    right, wrong, _ = look_back(model, tokenizer, FRESH, NAMES)
-    picked["neither"] = highest(-(right - wrong).abs())
+    Shapes: -> (layers, H).
+    """
+    whole, heads = chance_of_right_word(model, tokenizer, stories, words), model.config.num_heads
+    cost = torch.zeros(len(model.blocks), heads)
+    for layer, head in ((layer, head) for layer in range(len(model.blocks)) for head in range(heads)):
+        with silenced(model, [(layer, head)]):
+            cost[layer, head] = whole - chance_of_right_word(model, tokenizer, stories, words)
+    return cost
+
+
+def main() -> None:
+    """Measure all heads, say which stand out, and draw three of them on one story."""
+    # 1. Find the head that names need most, and the one that things need most.
+    model, tokenizer = GPT.from_pretrained(MODEL), BPETokenizer.load(MODEL)
+    costs = {kind: cost_of_silence(model, tokenizer, FRESH[:40], words) for kind, words in KINDS.items()}
+    picked = {f"{kind}s need it most": highest(cost) for kind, cost in costs.items()}
+
+    # 2. For contrast take the head that looks back at the right name with the least regard for rivals.
+    right, wrong, even = look_back(model, tokenizer, FRESH, NAMES)
+    picked["looks back most"] = highest(right - wrong)
+    for what, (layer, head) in picked.items():
+        lost = ", ".join(f"{kind} {cost[layer, head]:.3f}" for kind, cost in costs.items())
+        shares = [f"{share:.0%}" for share in (right[layer, head], wrong[layer, head], even)]
+        print(f"{what}: layer {layer}, head {head}: {shares[0]} on the right name, {shares[1]} on rivals, "
+              f"{shares[2]} if all were equal; silenced, it costs {lost}")
 
     # 3. Show them on one story, the same for all.
     story, name, thing = example_with_both(tokenizer, FRESH)
     ids, pieces = pieces_of(tokenizer, story)
     weights = attention_weights(model, ids)
     figure, panels = plt.subplots(3, 1, figsize=(7.6, 9), facecolor="white", layout="constrained")
-    asks = {"name": name.asks, "thing": thing.asks, "neither": name.asks}
-    for panel, (kind, (layer, head)) in zip(panels, picked.items(), strict=True):
-        at = asks[kind]
-        title = f"layer {layer}, head {head}: before {pieces[at + 1]!r} is said again"
+    for panel, (what, (layer, head)), moment in zip(panels, picked.items(), (name, thing, name), strict=True):
+        at = moment.asks
+        title = f"layer {layer}, head {head} ({what}): before {pieces[at + 1]!r} is said again"
         draw_text(panel, pieces[1:], weights[layer, head, at, 1:].tolist(), at - 1, title)
     figure.savefig(Path(__file__).with_suffix(".svg"), metadata={"Date": None})
 

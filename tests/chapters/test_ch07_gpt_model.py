@@ -266,11 +266,11 @@ def test_a_config_cannot_be_changed_behind_the_models_back():
 @pytest.mark.parametrize("changes", [{"d_model": 384}, {"num_heads": 8}, {"num_heads": 2}])
 def test_a_preset_with_one_size_changed_is_the_model_of_that_size(changes):
     base = {
-        "vocab_size": 1024,
+        "vocab_size": 1536,
         "d_model": 256,
         "num_layers": 4,
         "num_heads": 4,
         "d_ff": 1024,
-        "max_seq_len": 256,
+        "max_seq_len": 168,
     }
     assert PRESETS["tiny"].resized(**changes) == GPTConfig(**base | changes)

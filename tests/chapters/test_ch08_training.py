@@ -291,7 +291,7 @@ def test_a_killed_run_forgets_what_it_logged_after_its_last_checkpoint(trainer, 
     killed = trainer("killed", checkpoint_every=3)
 
     def kill(running: Trainer, _) -> None:
-        if running.step == 8:
+        if running.step == 9:
             raise SystemExit("killed")
 
     killed.on_evaluation = kill

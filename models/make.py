@@ -1,6 +1,6 @@
 """Make the trained models that come with the book: the storyteller, and four moments in the life of a smaller one.
 
-    python tools/make_models.py
+    python models/make.py
 
 `models/storyteller` is the `tiny` preset, trained longer than `python main.py` trains it, so that every page has a
 trained model to look into. `models/ladder/step_N` are moments in the training of the `nano` preset, so that pages can
@@ -22,10 +22,10 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import main  # noqa: E402
-from chapters.ch07_gpt_model import PRESETS  # noqa: E402
-from chapters.ch08_training import TrainConfig  # noqa: E402
-from chapters.ch10_journey import Journey  # noqa: E402
+import main
+from chapters.ch07_gpt_model import PRESETS
+from chapters.ch08_training import TrainConfig
+from chapters.ch10_journey import Journey
 
 # The moments of the ladder: knows nothing, knows letters and words, knows sentences, remembers.
 STORY_SEED, STORYTELLER_STEPS, LADDER_STEPS, MOMENTS = 1, 1200, 800, (0, 50, 200, 800)
