@@ -72,8 +72,8 @@ for layer, row in enumerate(panels):
         panel.set(title=f"layer {layer}, head {head}", xticks=[], yticks=[])
 
 # %% [markdown]
-# All heads, the first 48 tokens; rows ask, columns are looked at (darker is more, on a root scale). Stripes
-# beside the diagonal look at the token before. Dots far from it look back. At what?
+# All heads, the first 48 tokens; rows ask, columns are looked at (darker is more, on a root scale). The heads of
+# layer 0 spread their attention wide. In the layers above, most rows have a single dark spot: all or nothing.
 #
 # ## Who looks back? Measure, then look
 #

@@ -180,10 +180,13 @@ def chance_of_right_word(model: GPT, tokenizer: BPETokenizer, stories: list[str]
 
     Only the first token of the word counts, and only moments at which a rival has been mentioned.
     """
+    # 1. Let the model guess every next token of every story.
     chances = []
     for story in stories:
         ids, pieces = pieces_of(tokenizer, story)
         probabilities = model(torch.tensor([ids]))[0].softmax(-1)
+
+        # 2. Keep the moments before a word returns.
         moments = [recall.asks for recall in recalls(pieces, words) if recall.rivals]
         chances += [probabilities[asks, ids[asks + 1]].item() for asks in moments]
     return sum(chances) / len(chances)
@@ -199,12 +202,15 @@ def example_with_both(tokenizer: BPETokenizer, stories: list[str]) -> tuple[str,
 
     The first that qualifies, so that nobody can choose the prettiest.
     """
+    # 1. Walk through the stories and stop at the first that qualifies.
     for story in stories:
         pieces = pieces_of(tokenizer, story)[1]
         names = [recall for recall in recalls(pieces, NAMES) if recall.rivals]
         things = recalls(pieces, THINGS)
         if names and things:
             return story, names[-1], things[-1]
+
+    # 2. Refuse when there is none.
     raise ValueError(f"none of {len(stories)} stories says a name and a thing again: give more stories")
 
 
@@ -213,8 +219,11 @@ def cost_of_silence(model: GPT, tokenizer: BPETokenizer, stories: list[str], wor
 
     Shapes: -> (layers, H).
     """
+    # 1. Measure the whole model first: all losses are counted from there.
     whole, heads = chance_of_right_word(model, tokenizer, stories, words), model.config.num_heads
     cost = torch.zeros(len(model.blocks), heads)
+
+    # 2. Silence one head at a time.
     for layer, head in ((layer, head) for layer in range(len(model.blocks)) for head in range(heads)):
         with silenced(model, [(layer, head)]):
             cost[layer, head] = whole - chance_of_right_word(model, tokenizer, stories, words)
@@ -225,27 +234,33 @@ def main() -> None:
     """Measure all heads, say which stand out, and draw three of them on one story."""
     # 1. Find the head that names need most, and the one that things need most.
     model, tokenizer = GPT.from_pretrained(MODEL), BPETokenizer.load(MODEL)
-    costs = {kind: cost_of_silence(model, tokenizer, FRESH[:40], words) for kind, words in KINDS.items()}
+    costs = {kind: cost_of_silence(model, tokenizer, FRESH[:20], words) for kind, words in KINDS.items()}
     picked = {f"{kind}s need it most": highest(cost) for kind, cost in costs.items()}
 
     # 2. For contrast take the head that looks back at the right name with the least regard for rivals.
     right, wrong, even = look_back(model, tokenizer, FRESH, NAMES)
     picked["looks back most"] = highest(right - wrong)
+
+    # 3. Say where they look, and what it costs to silence them.
     for what, (layer, head) in picked.items():
         lost = ", ".join(f"{kind} {cost[layer, head]:.3f}" for kind, cost in costs.items())
         shares = [f"{share:.0%}" for share in (right[layer, head], wrong[layer, head], even)]
         print(f"{what}: layer {layer}, head {head}: {shares[0]} on the right name, {shares[1]} on rivals, "
               f"{shares[2]} if all were equal; silenced, it costs {lost}")
 
-    # 3. Show them on one story, the same for all.
+    # 4. Let the model read one story, the same for all.
     story, name, thing = example_with_both(tokenizer, FRESH)
     ids, pieces = pieces_of(tokenizer, story)
     weights = attention_weights(model, ids)
+
+    # 5. Draw them one below the other.
     figure, panels = plt.subplots(3, 1, figsize=(7.6, 9), facecolor="white", layout="constrained")
     for panel, (what, (layer, head)), moment in zip(panels, picked.items(), (name, thing, name), strict=True):
         at = moment.asks
         title = f"layer {layer}, head {head} ({what}): before {pieces[at + 1]!r} is said again"
         draw_text(panel, pieces[1:], weights[layer, head, at, 1:].tolist(), at - 1, title)
+
+    # 6. Keep the picture, without a date, so that a second run gives the same file.
     figure.savefig(Path(__file__).with_suffix(".svg"), metadata={"Date": None})
 
 
