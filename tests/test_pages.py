@@ -20,11 +20,14 @@ TAG = re.compile(r"<(?:(img)|a)\b[^>]*?\b(?:src|href)=\"([^\"]*)\"[^>]*>")
 
 
 def prose(text: str) -> list[str]:
-    """Return the lines of a page with everything that is not prose blanked: code, comments, formulas."""
+    """Return the lines of a page with everything that is not prose blanked: code, comments, tables, formulas.
+
+    What stands between table marks was written by a script or said by a model, not by an author.
+    """
     lines = text.split("\n")
     for fence in fences(lines):
         lines[fence.first : fence.last + 1] = [""] * (fence.last + 1 - fence.first)
-    blank = re.compile(r"<!--.*?-->|(`+)(?!`).+?(?<!`)\1(?!`)|\$\$.+?\$\$|\$[^$\n]+\$", re.DOTALL)
+    blank = re.compile(r"<!-- table:.*?<!-- /table -->|<!--.*?-->|(`+)(?!`).+?(?<!`)\1(?!`)|\$\$.+?\$\$|\$[^$\n]+\$", re.DOTALL)
     return blank.sub(lambda m: re.sub(r"[^\n]", " ", m[0]), "\n".join(lines)).split("\n")
 
 
