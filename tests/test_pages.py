@@ -27,7 +27,8 @@ def prose(text: str) -> list[str]:
     lines = text.split("\n")
     for fence in fences(lines):
         lines[fence.first : fence.last + 1] = [""] * (fence.last + 1 - fence.first)
-    blank = re.compile(r"<!-- table:.*?<!-- /table -->|<!--.*?-->|(`+)(?!`).+?(?<!`)\1(?!`)|\$\$.+?\$\$|\$[^$\n]+\$", re.DOTALL)
+    table, comment, code = r"<!-- table:.*?<!-- /table -->", r"<!--.*?-->", r"(`+)(?!`).+?(?<!`)\1(?!`)"
+    blank = re.compile(rf"{table}|{comment}|{code}|\$\$.+?\$\$|\$[^$\n]+\$", re.DOTALL)
     return blank.sub(lambda m: re.sub(r"[^\n]", " ", m[0]), "\n".join(lines)).split("\n")
 
 
