@@ -186,7 +186,7 @@ class Journey:
         # 2. Announce the moment once: when half of the samples hold together, the looking back works.
         if accepted >= len(results) / 2 and not self.remembers:
             self.remembers = True
-            return line + ": from here on names and things stay right, for heads have learnt to look back"
+            return line + ": from here on names and things mostly stay right: the model has learnt to look back"
         return line + (f"; a slip: {slips[0]}" if slips else "")
 
     def sample_stories(self, count: int, seed: int, temperature: float = 0.8, batch_size: int = 100) -> list[str]:
