@@ -60,17 +60,24 @@ def load_file(path: Path) -> Corpus:
 
     # 2. Cut into documents, and share them out by a hash, so that equal documents go the same way.
     documents = [part.strip("\n") for part in text.split(END_OF_TEXT) if part.strip()]
-    if len(documents) > 1:
-        held_out = [hashlib.sha256(d.encode()).digest()[0] < 256 // 20 for d in documents]
+    if len(documents) == 1:
+        documents = cut_at_paragraph(documents[0])
+        held_out = set(documents[1:])
     else:
-        # 3. Cut a single document at a paragraph, so that no sentence is torn in two.
-        at = text.find("\n\n", len(text) * 9 // 10)
-        at = at if at > 0 else len(text) * 9 // 10
-        documents, held_out = [text[:at], text[at:].lstrip("\n")], [False, True]
-    train = [d for d, held in zip(documents, held_out, strict=True) if not held]
-    validation = [d for d, held in zip(documents, held_out, strict=True) if held]
+        # 3. Of a few documents the hash may choose none; then the one with the smallest is held out.
+        lots = {document: hashlib.sha256(document.encode()).digest() for document in documents}
+        held_out = {d for d in lots if lots[d][0] < 256 // 20} or set(sorted(lots, key=lots.get)[:1])
+    train = [document for document in documents if document not in held_out]
+    validation = [document for document in documents if document in held_out]
 
     # 4. Refuse an empty side: a loss over nothing would look perfect.
     if not "".join(train) or not "".join(validation):
         raise ValueError(f"--data {path}: {len(text)} letters are too few to train on and hold some out; give more")
     return Corpus(path.stem, train, validation)
+
+
+def cut_at_paragraph(text: str) -> list[str]:
+    """Return the first nine tenths of a text and the rest, cut at a paragraph so that no sentence is torn."""
+    at = text.find("\n\n", len(text) * 9 // 10)
+    at = at if at > 0 else len(text) * 9 // 10
+    return [text[:at], text[at:].lstrip("\n")]

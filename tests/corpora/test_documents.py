@@ -96,3 +96,21 @@ def test_a_held_out_story_that_is_also_trained_on_is_left_out(monkeypatch):
     corpus = load_corpus("stories", seed=5)
     assert (corpus.train, corpus.validation) == ([one, two], [three])
     assert corpus.floor == stories.floor_bits_per_byte([three])
+
+
+def test_a_few_documents_still_leave_one_to_examine_with(tmp_path):
+    for count in range(2, 9):
+        path = tmp_path / f"few{count}.txt"
+        path.write_text("<|endoftext|>".join(f"Document {n} of {count}. " * 20 for n in range(count)), encoding="utf-8")
+        corpus = load_corpus(str(path))
+        assert corpus.validation and corpus.train and len(corpus.train) + len(corpus.validation) == count
+
+
+def test_the_mark_of_a_single_document_is_never_text(tmp_path):
+    path = tmp_path / "one.txt"
+    path.write_text("<|endoftext|>" + "A long line of words. " * 40 + "<|endoftext|>\n\n", encoding="utf-8")
+    corpus = load_corpus(str(path))
+    assert not any("<|endoftext|>" in text for text in corpus.train + corpus.validation)
+    path.write_text("<|endoftext|> \n <|endoftext|>", encoding="utf-8")
+    with pytest.raises(ValueError, match="too few"):
+        load_corpus(str(path))
