@@ -20,11 +20,12 @@ from pathlib import Path
 from chapters.ch07_config import PRESETS, GPTConfig, count_parameters, flops_per_token, memory_bytes
 from chapters.ch08_config import TrainConfig
 from chapters.ch09_config import SamplingConfig
+from corpora.stories import OPENING
 
 # Everything is found from this file, wherever the command was typed.
 ROOT = Path(__file__).resolve().parent
 RUNS, STORYTELLER = ROOT / "runs", ROOT / "models" / "storyteller"
-END, PROMPT = "<|endoftext|>", "Once upon a time"
+PROMPT = OPENING
 
 
 def add_fields(parser: argparse.ArgumentParser, config: type, title: str) -> None:
@@ -103,11 +104,11 @@ def open_model(folder: Path | None):
 
 def say(model, tokenizer, text: str, config: SamplingConfig, stop=()) -> str:
     """Print a continuation of `text` as it is made, and return it."""
-    from chapters.ch09_inference import generate, stream_text
+    from chapters.ch09_inference import stream_story
 
-    # 1. Begin every text as every training text began: after an end token.
-    said, ids = "", [tokenizer.eot_id, *tokenizer.encode(text)]
-    for piece in stream_text(tokenizer, generate(model, ids, config, [tokenizer.eot_id]), stop):
+    # 1. Print each piece at once: waiting for the last word would hide that the model works word by word.
+    said = ""
+    for piece in stream_story(model, tokenizer, text, config, stop):
         print(piece, end="", flush=True)
         said += piece
     return said
@@ -143,6 +144,10 @@ def run_chat(args: argparse.Namespace) -> int:
             return 0
         # 3. Start anew on an empty line; otherwise go on. The story so far is the prompt: so the model remembers.
         story = f"{story} {line}".strip() if line.strip() else ""
+        if len(tokenizer.encode(story)) + 1 >= model.config.max_seq_len:
+            print(f"(The story fills the model's {model.config.max_seq_len} tokens. Begin a new one.)")
+            story = ""
+        # 4. Draw with other dice each time, or the same words would come again.
         if story:
             story += say(model, tokenizer, story, config, args.stop)
             print()

@@ -18,7 +18,8 @@ from chapters.ch07_gpt_model import GPT
 from chapters.ch09_config import SamplingConfig
 
 __all__ = [
-    "KVCache", "LayerCache", "SamplingConfig", "generate", "generate_batch", "sample_next", "stream_text"
+    "KVCache", "LayerCache", "SamplingConfig", "generate", "generate_batch", "sample_next", "stream_story",
+           "stream_text"
 ]
 
 
@@ -240,3 +241,14 @@ def stream_text(
     text += letters.decode(b"", final=True)
     if text:
         yield text
+
+
+def stream_story(
+    model: GPT, tokenizer: BPETokenizer, text: str, config: SamplingConfig, stop_strings: Iterable[str] = ()
+) -> Iterator[str]:
+    """Yield what the model says after `text`, piece by piece, until it ends its document.
+
+    The model hears an end token first, as it did before every document it was trained on.
+    """
+    ids = [tokenizer.eot_id, *tokenizer.encode(text)]
+    return stream_text(tokenizer, generate(model, ids, config, [tokenizer.eot_id]), stop_strings)

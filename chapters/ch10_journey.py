@@ -19,12 +19,9 @@ from chapters.ch07_pretrained import write_atomically
 from chapters.ch08_run import draw_loss_curve, new_run_folder, read_metrics, write_card
 from chapters.ch08_scale import tokens_per_second
 from chapters.ch08_training import TokenRows, TrainConfig, Trainer, bits_per_byte
-from chapters.ch09_inference import SamplingConfig, generate, generate_batch, stream_text
+from chapters.ch09_inference import SamplingConfig, generate_batch, stream_story
 from corpora import stories
 from corpora.documents import Corpus, load_corpus
-
-# The words with which every look at the growing model begins.
-PROMPT = "Once upon a time"
 
 # Bytes the tokenizer learns from, documents examined during training, stories sampled at each look and at the end.
 TOKENIZER_BYTES, LOOK_DOCUMENTS, LOOK_STORIES, EXAMINED_STORIES = 2_000_000, 100, 32, 200
@@ -158,12 +155,11 @@ class Journey:
         """
         # 1. Continue the prompt.
         speak = SamplingConfig(seed=1, max_new_tokens=60)
-        ids = [self.tokenizer.eot_id, *self.tokenizer.encode(PROMPT)]
-        text = PROMPT + "".join(stream_text(self.tokenizer, generate(self.model, ids, speak, [self.tokenizer.eot_id])))
+        text = stories.OPENING + "".join(stream_story(self.model, self.tokenizer, stories.OPENING, speak))
         note = f"step {trainer.step}, {metrics['validation_bits_per_byte']:.3f} bits per byte"
 
         # 2. For the book's own stories, ask the grammar about many samples.
-        if self.corpus.name == "stories":
+        if self.corpus.floor is not None:
             results = [stories.parse(story) for story in self.sample_stories(LOOK_STORIES, seed=2)]
             metrics["stories_that_parse"] = sum(result.ok for result in results) / LOOK_STORIES
             note += "\n   " + self._remember(results)
@@ -237,7 +233,7 @@ class Journey:
             results["ratio to the floor"] = f"{score / self.corpus.floor:.3f}"
 
         # 2. Count what a reader would ask of stories: are they stories, and are they new?
-        if self.corpus.name == "stories":
+        if self.corpus.floor is not None:
             told = self.sample_stories(EXAMINED_STORIES, seed=100)
             accepted = sum(stories.parse(story).ok for story in told)
             results["samples at temperature 0.8 that the grammar accepts"] = f"{accepted} of {len(told)}"
@@ -273,10 +269,9 @@ class Journey:
         # 1. Begin each with nothing but an end token, as every training story began.
         for number in range(count):
             print(f"\n── Story {number + 1}\n")
-            ids = generate(self.model, [self.tokenizer.eot_id], SamplingConfig(seed=number), [self.tokenizer.eot_id])
 
             # 2. Print each piece as it is made.
-            for piece in stream_text(self.tokenizer, ids):
+            for piece in stream_story(self.model, self.tokenizer, "", SamplingConfig(seed=number)):
                 print(piece, end="", flush=True)
             print()
 

@@ -133,3 +133,18 @@ def test_a_mistake_is_answered_in_one_line_and_nothing_is_written(command, messa
     error = capsys.readouterr().err.splitlines()
     assert error[-1].startswith("error: ") and message in error[-1]
     assert not (tmp_path / "runs").exists()
+
+
+def test_chat_begins_anew_when_a_story_fills_the_context(runs, monkeypatch, capsys):
+    lines = iter(["word " * 80, "Once"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines, None) or (_ for _ in ()).throw(EOFError))
+    assert main.main(["chat", "--model", str(runs / "little-tiny"), "--max-new-tokens", "5"]) == 0
+    assert "fills the model's 64 tokens" in capsys.readouterr().out
+
+
+def test_a_file_called_stories_is_not_held_against_the_grammar(tmp_path, text, monkeypatch):
+    monkeypatch.setattr(main, "RUNS", tmp_path / "runs")
+    mine = tmp_path / "stories.txt"
+    mine.write_text(text.read_text(encoding="utf-8"), encoding="utf-8")
+    assert main.main(["train", "--data", str(mine), *SMALL]) == 0
+    assert "grammar" not in (tmp_path / "runs" / "stories-tiny" / "README.md").read_text()
