@@ -48,6 +48,16 @@ def chosen(config: type, args: argparse.Namespace) -> dict:
     return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
 
 
+def sized(args: argparse.Namespace) -> GPTConfig:
+    """Return the model that the flags of `train` ask for: a preset, changed where they say so."""
+    # 1. Norm queries and keys: under Muon's long steps scores would grow until heads are all-or-nothing. Who
+    # sets a switch that makes another family of models gets that family.
+    fields = chosen(GPTConfig, args)
+    if not fields.keys() & {"qk_norm", "qkv_bias", "sliding_window"}:
+        fields["qk_norm"] = True
+    return PRESETS[args.preset].resized(**fields)
+
+
 def read_arguments(argv: list[str]) -> argparse.Namespace:
     """Return the command and its settings; a mistake ends in one line and exit code 2."""
     # 1. Describe the commands. Without one, the whole journey is meant.
@@ -61,7 +71,7 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     # 2. Let a run be named, or continued.
     train.add_argument("--name", help="name of the new folder in runs/")
     train.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with an interrupted run")
-    add_fields(train, GPTConfig, "model")
+    add_fields(train, GPTConfig, "model (with --qk-norm, unless the switches of another family are set)")
     add_fields(train, TrainConfig, "training")
 
     # 3. Describe what can be done with a trained model.
@@ -185,7 +195,7 @@ def run_train(args: argparse.Namespace) -> int:
     if args.resume:
         journey = Journey.resume(args.resume)
     else:
-        model_config = PRESETS[args.preset].resized(**chosen(GPTConfig, args))
+        model_config = sized(args)
         train_config = TrainConfig(**chosen(TrainConfig, args))
         command = shlex.join(["python", "main.py", *sys.argv[1:]])
         # 2. Begin it in a folder of its own.

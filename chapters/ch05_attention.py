@@ -10,7 +10,7 @@ what the token takes home. Chapter 4 turned queries and keys by their positions;
 this layer into a block, chapter 7 stacks the blocks.
 
 `scaled_dot_product_attention` is the slow and obvious way, and the specification.
-`MultiHeadAttention` uses PyTorch's fused kernel, which never writes the table of weights to memory.
+`attend` uses PyTorch's fused kernel, which never writes the table of weights to memory.
 """
 
 import math
@@ -87,6 +87,40 @@ def repeat_kv(x: Tensor, groups: int) -> Tensor:
     return x.repeat_interleave(groups, dim=1)  # (B, H, S, D)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+    """Return what each token takes home, by the fastest way that this machine has.
+
+    Without a `mask` a single token sees all keys, several tokens see their past (causal).
+
+    Shapes: q (B, H, T, D), k and v (B, H, S, D), mask (T, S) or (B, 1, T, S) of booleans -> (B, H, T, D).
+    """
+    # 1. Let a compiler fuse the steps of the by-hand version where that beats the ready-made kernel: on a
+    # processor, in bfloat16, while the table of weights is small.
+    length, keys = q.shape[2], k.shape[2]
+    small = v.dtype == torch.bfloat16 and v.device.type == "cpu" and keys <= 512 and not dropout
+    if torch.compiler.is_compiling() and small:
+        allowed = causal_mask(length, keys) if mask is None else mask
+        return scaled_dot_product_attention(q, k, v, allowed)[0]
+
+    # 2. Everywhere else use the fused kernel: the same result, in one pass and little memory.
+    causal = mask is None and length > 1
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)  # (B, H, T, D)
+
+
+class HeadNorm(nn.RMSNorm):
+    """Brings every query or key to one length, times a learnt scale per number: chapter 6's RMSNorm, for a head.
+
+    Source: Henry et al. 2020 (arXiv 2010.04245) for the idea; with RMSNorm: Qwen 3.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the levelled vectors, computed in float32 inside and in the dtype of x outside.
+
+        Shapes: x (..., D) -> (..., D).
+        """
+        return F.rms_norm(x.float(), self.normalized_shape, self.weight.float(), self.eps).to(x.dtype)
+
+
 class MultiHeadAttention(nn.Module):
     """Several attentions side by side, each in its own slice of the vector, then mixed by one matrix.
 
@@ -95,8 +129,7 @@ class MultiHeadAttention(nn.Module):
     of chapter 9 shrinks by that factor.
 
     Raises ValueError when the heads do not divide as they must.
-    Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.2.2; grouped: Ainslie et al. 2023 (2305.13245);
-    QK-norm: Henry et al. 2020 (2010.04245).
+    Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.2.2; grouped: Ainslie et al. 2023 (2305.13245).
     """
 
     def __init__(
@@ -127,8 +160,8 @@ class MultiHeadAttention(nn.Module):
         self.output = nn.Linear(num_heads * self.head_dim, d_model, bias=False)
 
         # 3. Optionally bring every query and key to size 1 (QK-norm), so that no score can run away.
-        self.query_norm = nn.RMSNorm(self.head_dim, eps=norm_eps) if qk_norm else nn.Identity()
-        self.key_norm = nn.RMSNorm(self.head_dim, eps=norm_eps) if qk_norm else nn.Identity()
+        self.query_norm = HeadNorm(self.head_dim, eps=norm_eps) if qk_norm else nn.Identity()
+        self.key_norm = HeadNorm(self.head_dim, eps=norm_eps) if qk_norm else nn.Identity()
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values per head, queries and keys turned by their positions.
@@ -169,11 +202,8 @@ class MultiHeadAttention(nn.Module):
             groups = self.num_heads // self.num_kv_heads
             k, v = repeat_kv(k, groups), repeat_kv(v, groups)  # (B, H, S, D), (B, H, S, D)
 
-        # 3. Attend with the fused kernel: the result of the by-hand version, in one pass and little memory.
-        heads = F.scaled_dot_product_attention(  # (B, H, T, D)
-            q, k, v, attn_mask=mask, is_causal=mask is None and q.shape[2] > 1,
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        # 3. Attend: the result of the by-hand version, faster.
+        heads = attend(q, k, v, mask, self.dropout if self.training else 0.0)  # (B, H, T, D)
 
         # 4. Lay the heads side by side again and let one matrix mix them.
         return self.output(heads.transpose(1, 2).flatten(2))  # (B, T, C)

@@ -122,8 +122,8 @@ class GPTConfig:
 # model most of its parameters and time. "base" is as large as the smallest GPT-2; its count differs,
 # because SwiGLU has three matrices where GPT-2 has two, and positions are not learnt.
 PRESETS = {
-    "nano": GPTConfig(vocab_size=1536, d_model=128, num_layers=4, num_heads=4, d_ff=384, max_seq_len=168),
-    "tiny": GPTConfig(vocab_size=1536, d_model=256, num_layers=4, num_heads=4, d_ff=1024, max_seq_len=168),
+    "nano": GPTConfig(vocab_size=1536, d_model=128, num_layers=4, num_heads=4, d_ff=384, max_seq_len=160),
+    "tiny": GPTConfig(vocab_size=1536, d_model=256, num_layers=4, num_heads=4, d_ff=1024, max_seq_len=160),
     "small": GPTConfig(vocab_size=8192, d_model=512, num_layers=8, num_heads=8, d_ff=2048, max_seq_len=512),
     "base": GPTConfig(
         vocab_size=50257, d_model=768, num_layers=12, num_heads=12, d_ff=3072, max_seq_len=1024

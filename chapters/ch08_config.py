@@ -15,11 +15,11 @@ class TrainConfig:
 
     A step sees batch_size · grad_accum_steps rows of the model's `max_seq_len` tokens.
 
-    learning_rate        the highest rate of the schedule; AdamW alone wants about a quarter of Muon's
+    learning_rate        the highest rate of the schedule; AdamW alone wants about a tenth of Muon's
     final_lr_fraction    the share of it that is left at the end
     warmup_steps         steps until the highest rate is reached
     weight_decay         how strongly matrices are pulled to zero, in proportion to the rate
-    beta1, beta2         how much of AdamW's two averages is kept at each step
+    beta1, beta2         how much of AdamW's two averages is kept at each step; Muon has the first alone
     grad_clip            the longest gradient that is let through, as one length over all parameters
     optimizer            "muon" for the blocks' matrices with AdamW for the rest, or "adamw" for everything
     dtype                of the matrix products; "auto" takes bfloat16 where the processor computes with it
@@ -30,21 +30,21 @@ class TrainConfig:
     Raises ValueError naming the field, its value and the rule.
     """
 
-    learning_rate: float = 1e-2
+    learning_rate: float = 3e-2
     final_lr_fraction: float = 0.05
-    warmup_steps: int = 40
-    max_steps: int = 800
-    batch_size: int = 12
+    warmup_steps: int = 20
+    max_steps: int = 350
+    batch_size: int = 24
     grad_accum_steps: int = 1
     weight_decay: float = 0.1
     beta1: float = 0.9
-    beta2: float = 0.95
+    beta2: float = 0.98
     grad_clip: float = 1.0
     optimizer: str = "muon"
     dtype: str = "auto"
     compile: str = "auto"
-    eval_every: int = 100
-    checkpoint_every: int = 200
+    eval_every: int = 50
+    checkpoint_every: int = 100
     seed: int = 0
 
     def __post_init__(self):

@@ -14,8 +14,8 @@ import torch
 
 from chapters.ch08_config import TrainConfig
 
-# Below this many steps a run is over before a compiler has earned back its own time.
-COMPILE_FROM_STEPS = 500
+# Below this many rows a run is over before a compiler has earned back its own time.
+COMPILE_FROM_ROWS = 4000
 
 
 def choose_device() -> torch.device:
@@ -62,7 +62,8 @@ def can_compile(device: torch.device) -> bool:
 def compiler_pays(config: TrainConfig, device: torch.device) -> bool:
     """Return whether this run is compiled: as asked, or where it can work and the run is long enough."""
     if config.compile == "auto":
-        return config.max_steps >= COMPILE_FROM_STEPS and can_compile(device)
+        rows = config.max_steps * config.batch_size * config.grad_accum_steps
+        return rows >= COMPILE_FROM_ROWS and can_compile(device)
     return config.compile == "on"
 
 

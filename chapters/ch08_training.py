@@ -208,7 +208,7 @@ def make_optimizers(model: nn.Module, config: TrainConfig, dtype: torch.dtype) -
     if config.optimizer == "muon":
         inner = [p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("blocks.")]
         groups[0]["params"] = [p for p in groups[0]["params"] if all(p is not q for q in inner)]
-        optimizers.append(Muon(inner, lr=config.learning_rate, weight_decay=config.weight_decay, dtype=dtype))
+        optimizers.append(Muon(inner, config.learning_rate, config.beta1, config.weight_decay, dtype))
 
     # 2. Take PyTorch's fused AdamW: the same numbers as ours, in one pass over memory.
     betas = (config.beta1, config.beta2)
@@ -301,7 +301,7 @@ class Trainer:
     def evaluation_due(self) -> bool:
         """Return whether to look now: every `eval_every` steps, at the end, and more often while all is new."""
         every = self.config.eval_every
-        return self.step % every == 0 or self.step in (every // 8, every // 4, every // 2, self.config.max_steps)
+        return self.step % every == 0 or self.step in (every // 4, every // 2, self.config.max_steps)
 
     def train_step(self) -> dict:
         """Do one step and return its loss, learning rate and gradient norm."""

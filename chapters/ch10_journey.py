@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from chapters.ch02_tokenization import BPETokenizer
 from chapters.ch07_gpt_model import GPT, GPTConfig, count_parameters
-from chapters.ch07_pretrained import write_atomically
+from chapters.ch07_pretrained import family_of, write_atomically
 from chapters.ch08_run import draw_loss_curve, new_run_folder, read_metrics, write_card
 from chapters.ch08_scale import tokens_per_second
 from chapters.ch08_training import TokenRows, TrainConfig, Trainer, bits_per_byte
@@ -63,7 +63,8 @@ class Journey:
     @classmethod
     def begin(cls, data: str, name: str, model: GPTConfig, train: TrainConfig, runs: Path, command: str) -> "Journey":
         """Return a new journey: corpus made or read, tokenizer trained, run folder named and its settings written."""
-        # 1. Say what will happen, and read or make the text.
+        # 1. Refuse at once what could not be saved at the end. Then say what will happen, and read or make the text.
+        family_of(model)
         source = "tell children's stories by a grammar" if data == "stories" else f"read {data}"
         print(f"I will {source}, train a tokenizer on the text, then a GPT, and let the GPT speak.\n")
         corpus = load_corpus(data, train.seed)
@@ -125,10 +126,11 @@ class Journey:
         trainer.model.zero_grad(set_to_none=True)
         torch.set_rng_state(random_state)
 
-        # 3. Predict as a range: evaluations, samples and a busy machine take their share.
+        # 3. Predict as a range. The optimizer, the looks and the samples come on top of the gradient, and a busy
+        # machine takes its share.
         steps = self.train_config.max_steps - trainer.step
         seconds = steps * self.train_config.grad_accum_steps * tokens / used
-        print(f"So {steps} steps will take about {clock(seconds)} to {clock(1.4 * seconds)} minutes.\n")
+        print(f"So {steps} steps will take about {clock(1.2 * seconds)} to {clock(1.8 * seconds)} minutes.\n")
 
     def _measure(self, dtype: torch.dtype, compiled: bool, tokens: int) -> float:
         """Print and return the tokens per second of the gradient in one number format.

@@ -23,12 +23,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import main
-from chapters.ch07_gpt_model import PRESETS
 from chapters.ch08_training import TrainConfig
 from chapters.ch10_journey import Journey
 
 # The moments of the ladder: knows nothing, knows letters and words, knows sentences, remembers.
-STORY_SEED, STORYTELLER_STEPS, LADDER_STEPS, MOMENTS = 1, 1200, 800, (0, 50, 200, 800)
+STORY_SEED, STORYTELLER_STEPS, LADDER_STEPS, MOMENTS = 1, 600, 400, (0, 25, 100, 400)
 
 
 def store(journey: Journey, folder: Path) -> None:
@@ -44,11 +43,16 @@ def store(journey: Journey, folder: Path) -> None:
             shutil.copy(journey.folder / name, folder / name)
 
 
+def begin(command: str, name: str, runs: Path) -> Journey:
+    """Return the journey that `python main.py` begins at this command, which then stands on the model's card."""
+    args = main.read_arguments(shlex.split(command))
+    settings = TrainConfig(**main.chosen(TrainConfig, args))
+    return Journey.begin(args.data, name, main.sized(args), settings, runs, f"python main.py {command}")
+
+
 def make_storyteller(runs: Path) -> None:
-    """Train the storyteller and store it. The command on its card gives the same model."""
-    settings = TrainConfig(max_steps=STORYTELLER_STEPS)
-    command = f"python main.py train --max-steps {STORYTELLER_STEPS}"
-    journey = Journey.begin("stories", "storyteller", PRESETS["tiny"], settings, runs, command)
+    """Train the storyteller and store it."""
+    journey = begin(f"train --max-steps {STORYTELLER_STEPS}", "storyteller", runs)
     if journey.train():
         store(journey, ROOT / "models" / "storyteller")
 
@@ -68,18 +72,14 @@ def write_story() -> None:
 
 def make_ladder(runs: Path) -> None:
     """Train the smaller model, and store it whenever a moment of the ladder has come."""
-    # 1. Begin as main.py does.
-    command = f"python main.py train --preset nano --max-steps {LADDER_STEPS} --eval-every 50"
-    settings = TrainConfig(max_steps=LADDER_STEPS, eval_every=50)
-    journey = Journey.begin("stories", "ladder", PRESETS["nano"], settings, runs, command)
-
-    # 2. Watch in silence; what a moment can do is for the pages to show.
+    # 1. Watch in silence; what a moment can do is for the pages to show.
+    journey = begin(f"train --preset nano --max-steps {LADDER_STEPS} --eval-every 25", "ladder", runs)
 
     def look(trainer, metrics):
         if trainer.step in MOMENTS:
             store(journey, ROOT / "models" / "ladder" / f"step_{trainer.step}")
 
-    # 3. Train.
+    # 2. Train.
     journey.trainer.on_evaluation = look
     journey.trainer.train()
 

@@ -36,6 +36,7 @@ QUICK = TrainConfig(
     learning_rate=1e-2,
     final_lr_fraction=0.05,
     weight_decay=0.1,
+    beta2=0.95,
     optimizer="adamw",
 )
 

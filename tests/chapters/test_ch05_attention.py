@@ -8,6 +8,7 @@ from torch import nn
 from chapters.ch04_positional_encoding import apply_rope, rope_tables
 from chapters.ch05_attention import (
     MultiHeadAttention,
+    attend,
     causal_mask,
     repeat_kv,
     scaled_dot_product_attention,
@@ -120,6 +121,21 @@ def test_layer_equals_the_specification(window, kv_heads, extras):
     torch.testing.assert_close(model(x, *tables, mask=mask), expected)
     if window is None:
         torch.testing.assert_close(model(x, *tables), expected)
+
+
+@pytest.mark.parametrize("queries, keys, window", [(7, 7, None), (1, 9, None), (7, 7, 3), (600, 600, None)])
+def test_what_is_handed_to_the_compiler_and_the_fused_kernel_agree(monkeypatch, queries, keys, window):
+    shapes = (2, 3, queries, 8), (2, 3, keys, 8), (2, 3, keys, 8)
+    q, k, v = (noise(*shape, seed=i).bfloat16() for i, shape in enumerate(shapes))
+    mask = None if window is None else causal_mask(queries, keys, window)
+    fused, calls = attend(q, k, v, mask), []
+    kernel = F.scaled_dot_product_attention
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args: calls.append(1) or kernel(*args))
+    torch.testing.assert_close(attend(q, k, v, mask), fused, rtol=0.02, atol=0.02)
+    assert len(calls) == (keys > 512), "long rows belong to the kernel, short ones to the compiler"
+    torch.testing.assert_close(attend(q.float(), k.float(), v.float(), mask), fused.float(), rtol=0.02, atol=0.02)
+    assert len(calls) == 1 + (keys > 512), "float32 belongs to the kernel"
 
 
 @pytest.mark.parametrize("kv_heads", [3, 2, 1])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from chapters import ch08_scale
+from chapters import ch08_muon, ch08_scale
 from chapters.ch08_muon import Muon, orthogonalize
 from chapters.ch08_scale import autocast, choose_dtype, has_native_bf16
 from chapters.ch08_training import TrainConfig
@@ -25,15 +25,25 @@ def test_orthogonalizing_keeps_directions_and_levels_their_lengths(shape):
     torch.testing.assert_close(
         result, u @ torch.diag((u.mT @ result @ vt.mT).diag()) @ vt, rtol=1e-3, atol=1e-4
     )
-    levelled = torch.linalg.svdvals(result)
+    lengths = lengths / lengths.norm() / 1.01
     assert lengths.max() / lengths.min() > 2
-    assert 0.65 < levelled.min() and levelled.max() < 1.25
+    for a, b, c in ch08_muon.ROUNDS:
+        lengths = a * lengths + b * lengths**3 + c * lengths**5
+    torch.testing.assert_close((u.mT @ result @ vt.mT).diag(), lengths, rtol=1e-3, atol=1e-4)
+
+
+def test_every_direction_down_to_a_hundredth_of_the_whole_ends_between_a_fifth_and_two():
+    lengths = torch.linspace(0.01, 0.99, 99)
+    for a, b, c in ch08_muon.ROUNDS:
+        lengths = a * lengths + b * lengths**3 + c * lengths**5
+    assert 0.18 < lengths.min() and lengths.max() < 1.9
 
 
 @pytest.mark.parametrize("shape", [(40, 24), (24, 40)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_muon_equals_that_of_torch(shape, dtype):
-    # PyTorch's iterates in bfloat16, and fuses sums into products: the two agree to about two digits.
+def test_muon_equals_that_of_torch(monkeypatch, shape, dtype):
+    # PyTorch's does five equal rounds in bfloat16, and fuses sums into products: they agree to about two digits.
+    monkeypatch.setattr(ch08_muon, "ROUNDS", [(3.4445, -4.7750, 2.0315)] * 5)
     ours, theirs = nn.Parameter(noise(*shape)), nn.Parameter(noise(*shape))
     settings = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.2}
     optimizers = (
@@ -45,13 +55,13 @@ def test_muon_equals_that_of_torch(shape, dtype):
             parameter.grad = noise(*shape, seed=step + 1)
             optimizer.step()
     assert ours.dtype == torch.float32
-    assert (ours - theirs).norm() < 0.02 * (ours - noise(*shape)).norm()
+    assert (ours - theirs).norm() < 0.03 * (ours - noise(*shape)).norm()
 
 
 def test_muon_in_bfloat16_levels_lengths_and_keeps_the_dtype():
     result = orthogonalize(noise(7, 13), dtype=torch.bfloat16)
-    lengths = torch.linalg.svdvals(result)
-    assert result.dtype == torch.float32 and 0.6 < lengths.min() and lengths.max() < 1.3
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result, orthogonalize(noise(7, 13)), rtol=0.1, atol=0.05)
 
 
 # Number format, compiler, settings.
@@ -80,6 +90,8 @@ def test_bfloat16_training_keeps_weights_and_averages_in_float32(trainer):
         ("on", 1, True, True),
         ("auto", 10**6, True, True),
         ("auto", 1, True, False),
+        ("auto", 3999, True, False),
+        ("auto", 4000, True, True),
         ("auto", 10**6, False, False),
     ],
 )
@@ -87,7 +99,7 @@ def test_the_compiler_is_used_where_asked_or_where_it_pays_and_can_work(
     monkeypatch, asked, steps, compiler, answer
 ):
     monkeypatch.setattr(ch08_scale, "can_compile", lambda device: compiler)
-    assert ch08_scale.compiler_pays(TrainConfig(compile=asked, max_steps=steps), CPU) is answer
+    assert ch08_scale.compiler_pays(TrainConfig(compile=asked, max_steps=steps, batch_size=1), CPU) is answer
 
 
 @pytest.mark.slow

@@ -212,7 +212,7 @@ def test_twenty_thousand_stories_all_differ_and_have_a_child_s_length():
 
 
 def test_there_are_many_plots_and_each_is_told():
-    assert len(stories.plots()) == 29
+    assert len(stories.plots()) == 22
     assert {parse(story).plot for story in sample()} == set(stories.plots())
 
 
@@ -256,7 +256,7 @@ def planted(story: str, found: re.Match, fault: str) -> ParseResult:
 
 
 def test_kings_and_queens_and_men_and_women_do_the_same_things():
-    for plot in ("crown", "garden", "sleep", "promise", "throne", "laugh", "heir", "lamb", "star", "bread"):
+    for plot in ("crown", "garden", "sleep", "throne", "laugh", "heir", "lamb"):
         for story in told()[plot][:8]:
             twin = swapped(story, ADULTS)
             assert twin != story and isclose(log2_probability(twin), log2_probability(story), rel_tol=1e-9)
@@ -280,7 +280,7 @@ def test_a_name_that_changes_is_named():
 
 def test_a_name_that_changes_is_found_in_every_plot_that_has_names():
     named = [plot for plot in stories.plots() if any(later("|".join(GIRLS + BOYS), told()[plot][0]))]
-    assert len(named) == 18
+    assert len(named) == 14
     for plot in named:
         for story in told()[plot][:3]:
             for found in later("|".join(GIRLS + BOYS), story):
@@ -328,7 +328,7 @@ def test_a_pronoun_that_does_not_agree_is_named():
     assert (result.kind, result.reason) == ("pronoun", 'a pronoun changed: "He" where only "Her" can stand')
     wrong, places = {"his": "her", "her": "his", "he": "she", "she": "he"}, Counter()
     wrong |= {word.capitalize(): other.capitalize() for word, other in wrong.items()}
-    for story in sample()[:150]:
+    for story in sample()[:300]:
         for found in re.finditer(rf"\b(?:{'|'.join(wrong)})\b", story):
             result = planted(story, found, wrong[found[0]])
             assert result.kind == "pronoun" and f'"{found[0]}"' in result.reason
