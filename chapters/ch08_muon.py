@@ -9,7 +9,6 @@ any decomposition. Embeddings and vectors stay with AdamW.
 import torch
 from torch import Tensor
 
-
 # The a, b and c of each round. The first throws short directions far, the next two bring all together.
 ROUNDS = ((8.2872, -23.5959, 17.3004), (4.1071, -2.9478, 0.5448), (3.9487, -2.9089, 0.5518))
 

@@ -73,7 +73,8 @@ for layer, row in enumerate(panels):
 
 # %% [markdown]
 # All heads, the first 48 tokens; rows ask, columns are looked at (darker is more, on a root scale). The heads of
-# layer 0 spread their attention wide. In the layers above, most rows have a single dark spot: all or nothing.
+# layer 0 spread their attention wide. In the layers above most rows have one dark spot or a few, and neighbouring
+# rows often share it: the short vertical bars.
 #
 # ## Who looks back? Measure, then look
 #

@@ -1,4 +1,4 @@
-"""Find out which heads of the trained storyteller look back at a word, which ones it needs, and draw three.
+"""Find out which heads of the trained storyteller look back at a word, which ones it needs, and draw two.
 
     python chapters/figures/ch05_trained_heads.py
 
@@ -231,36 +231,34 @@ def cost_of_silence(model: GPT, tokenizer: BPETokenizer, stories: list[str], wor
 
 
 def main() -> None:
-    """Measure all heads, say which stand out, and draw three of them on one story."""
+    """Measure all heads, say which stand out, and draw two of them on one story."""
     # 1. Find the head that names need most, and the one that things need most.
     model, tokenizer = GPT.from_pretrained(MODEL), BPETokenizer.load(MODEL)
     costs = {kind: cost_of_silence(model, tokenizer, FRESH[:20], words) for kind, words in KINDS.items()}
     picked = {f"{kind}s need it most": highest(cost) for kind, cost in costs.items()}
 
-    # 2. For contrast take the head that looks back at the right name with the least regard for rivals.
-    right, wrong, even = look_back(model, tokenizer, FRESH, NAMES)
-    picked["looks back most"] = highest(right - wrong)
-
-    # 3. Say where they look, and what it costs to silence them.
+    # 2. Say where they look, and what it costs to silence them.
+    looks = {kind: look_back(model, tokenizer, FRESH, words) for kind, words in KINDS.items()}
     for what, (layer, head) in picked.items():
-        lost = ", ".join(f"{kind} {cost[layer, head]:.3f}" for kind, cost in costs.items())
-        shares = [f"{share:.0%}" for share in (right[layer, head], wrong[layer, head], even)]
-        print(f"{what}: layer {layer}, head {head}: {shares[0]} on the right name, {shares[1]} on rivals, "
-              f"{shares[2]} if all were equal; silenced, it costs {lost}")
+        print(f"{what}: layer {layer}, head {head}")
+        for kind, (right, wrong, even) in looks.items():
+            shares = [f"{share:.0%}" for share in (right[layer, head], wrong[layer, head], even)]
+            print(f"  {kind}: {shares[0]} on the right one, {shares[1]} on rivals, {shares[2]} if all were equal; "
+                  f"silenced, it costs {costs[kind][layer, head]:.3f}")
 
-    # 4. Let the model read one story, the same for all.
+    # 3. Let the model read one story, the same for all.
     story, name, thing = example_with_both(tokenizer, FRESH)
     ids, pieces = pieces_of(tokenizer, story)
     weights = attention_weights(model, ids)
 
-    # 5. Draw them one below the other.
-    figure, panels = plt.subplots(3, 1, figsize=(7.6, 9), facecolor="white", layout="constrained")
-    for panel, (what, (layer, head)), moment in zip(panels, picked.items(), (name, thing, name), strict=True):
+    # 4. Draw them one below the other.
+    figure, panels = plt.subplots(2, 1, figsize=(7.6, 6), facecolor="white", layout="constrained")
+    for panel, (what, (layer, head)), moment in zip(panels, picked.items(), (name, thing), strict=True):
         at = moment.asks
         title = f"layer {layer}, head {head} ({what}): before {pieces[at + 1]!r} is said again"
         draw_text(panel, pieces[1:], weights[layer, head, at, 1:].tolist(), at - 1, title)
 
-    # 6. Keep the picture, without a date, so that a second run gives the same file.
+    # 5. Keep the picture, without a date, so that a second run gives the same file.
     figure.savefig(Path(__file__).with_suffix(".svg"), metadata={"Date": None})
 
 

@@ -82,12 +82,12 @@ def test_by_hand_equals_the_fused_kernel(queries, keys, window):
 
 def test_by_hand_has_the_gradients_of_the_fused_kernel():
     mask, gradients = causal_mask(7, 7), []
-    for attend in (
+    for attention in (
         lambda *x: scaled_dot_product_attention(*x, mask)[0],
         lambda *x: F.scaled_dot_product_attention(*x, is_causal=True),
     ):
         inputs = [noise(2, 3, 7, 5, seed=i).requires_grad_() for i in range(3)]
-        attend(*inputs).square().sum().backward()
+        attention(*inputs).square().sum().backward()
         gradients.append([x.grad for x in inputs])
     torch.testing.assert_close(*gradients)
 
