@@ -217,8 +217,13 @@ def hub_rows(data: str, name: str, split: str) -> Iterator[dict]:
 
     Raises ValueError where the package `datasets` is missing, or for whatever goes wrong on the way: much can.
     """
-    datasets = optional("datasets", "datasets", data)
+    # 1. Ask once whether it is there. Where there is no network, `datasets` would go on asking for a minute.
+    datasets, hub = (optional(module, "datasets", data) for module in ("datasets", "huggingface_hub"))
     try:
+        if not Path(name).is_dir():
+            hub.HfApi().dataset_info(name, timeout=10)
+
+        # 2. Take what comes, and turn every kind of failure into one line.
         yield from datasets.load_dataset(name, split=split, streaming=True)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -200,7 +200,21 @@ def test_the_python_library_is_its_help_and_its_source_without_tests_and_package
     assert open_source("python").identity == open_source("python").identity
 
 
-def test_a_hub_data_set_is_streamed_by_name_and_split_and_asked_only_when_read(monkeypatch):
+@pytest.fixture
+def hub(monkeypatch):
+    """A stand-in for the hub: tell it how to load a data set; it remembers who asked whether one is there."""
+    asked = []
+    api = types.SimpleNamespace(dataset_info=lambda name, timeout: asked.append((name, timeout)))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(HfApi=lambda: api, api=api, asked=asked))
+
+    def stand_in(load_dataset):
+        monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+        return sys.modules["huggingface_hub"]
+
+    return stand_in
+
+
+def test_a_hub_data_set_is_streamed_by_name_and_split_and_asked_only_when_read(hub):
     asked, delivered = [], []
 
     def load_dataset(name, split, streaming):
@@ -209,9 +223,9 @@ def test_a_hub_data_set_is_streamed_by_name_and_split_and_asked_only_when_read(m
             delivered.append(i)
             yield {"text": f"text {i}", "title": f"title {i}"}
 
-    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    there = hub(load_dataset)
     source, titles = open_source("hf:some/name"), open_source("hf:some/name:test", "title")
-    assert not asked and source.identity != titles.identity
+    assert not asked and not there.asked and source.identity != titles.identity
     assert list(itertools.islice(source.read(), 3)) == ["text 0", "text 1", "text 2"]
     assert next(titles.read()) == "title 0" and len(delivered) == 4
     assert asked == [("some/name", "train", True), ("some/name", "test", True)]
@@ -219,11 +233,22 @@ def test_a_hub_data_set_is_streamed_by_name_and_split_and_asked_only_when_read(m
         next(open_source("hf:some/name", "body").read())
 
 
-def test_what_goes_wrong_at_the_hub_is_one_line(monkeypatch):
-    def load_dataset(*_, **__):
+def test_without_a_network_one_question_is_asked_and_answered_in_one_line(hub):
+    def no_route(name, timeout):
         raise ConnectionError("no route\nto host")
 
-    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    hub(lambda *_, **__: pytest.fail("asked on")).api.dataset_info = no_route
+    with pytest.raises(ValueError, match="--data hf:x: ConnectionError: no route; check name, split and network"):
+        read("hf:x")
+
+
+def test_what_goes_wrong_at_the_hub_is_one_line(hub):
+    def load_dataset(*_, **__):
+        yield {"text": "first"}
+        raise ConnectionError("no route\nto host")
+
+    hub(load_dataset)
+    assert next(open_source("hf:x").read()) == "first"
     with pytest.raises(ValueError, match="--data hf:x: ConnectionError: no route; check name, split and network"):
         read("hf:x")
     with pytest.raises(ValueError, match="hf: names no data set; write hf:NAME"):
