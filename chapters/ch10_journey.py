@@ -25,7 +25,7 @@ from corpora.documents import TRAIN, VALIDATION, Corpus, load_corpus
 
 # Characters the tokenizer learns from; held-out tokens examined at each look and at the end, and stories sampled.
 TOKENIZER_CHARACTERS = 2_000_000
-LOOK_TOKENS, EXAMINED_TOKENS, LOOK_STORIES, EXAMINED_STORIES = 16_000, 1_000_000, 32, 200
+LOOK_TOKENS, EXAMINED_TOKENS, LOOK_STORIES, EXAMINED_STORIES = 16_000, 400_000, 32, 200
 
 # The folder of tokenized texts, beside the runs that use them. It may be deleted; the next run makes it again.
 TOKENS = ".tokens"

@@ -26,9 +26,9 @@ from typing import NamedTuple
 # The mark between documents in a text file, as GPT-2's authors wrote it.
 END_OF_TEXT = "<|endoftext|>"
 
-# Bytes read from a file at a time; and the length in characters from which a document comes in parts, so that a
-# file without marks may be larger than the memory.
-BLOCK_BYTES, LONGEST_DOCUMENT = 1 << 20, 1 << 24
+# Bytes read from a file at a time; and the length in characters from which a document comes in parts, and theirs. So
+# a file without marks may be larger than the memory, and still there are parts enough to hold one in twenty out.
+BLOCK_BYTES, LONGEST_DOCUMENT, PART_CHARACTERS = 1 << 20, 1 << 24, 1 << 18
 
 # Folders of the standard library that hold other people's packages, tests, or what is no source.
 NOT_THE_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "pydoc_data"}
@@ -140,17 +140,18 @@ def read_text(path: Path, text_field: str = "") -> Iterator[str]:
     A document above LONGEST_DOCUMENT characters comes in parts, cut where a paragraph ends.
     """
     # 1. Cut at the marks. The last piece may go on in the next block.
-    rest = ""
+    rest, limit = "", LONGEST_DOCUMENT
     for piece in decoded(path):
         *whole, rest = (rest + piece).split(END_OF_TEXT)
         yield from (text.strip("\n") for text in whole)
+        limit = LONGEST_DOCUMENT if whole else limit
 
         # 2. Hand over what is too long to wait for its end. Half a mark may stand at the end: it must stay whole.
-        if len(rest) >= LONGEST_DOCUMENT:
-            at = rest.rfind("\n\n")
-            at = at if at > 0 else len(rest) - len(END_OF_TEXT)
+        while len(rest) >= limit:
+            paragraph = rest.rfind("\n\n", 0, PART_CHARACTERS)
+            at = paragraph if paragraph > 0 else PART_CHARACTERS - len(END_OF_TEXT)
             yield rest[:at].strip("\n")
-            rest = rest[at:]
+            rest, limit = rest[at:], PART_CHARACTERS
     # 3. Give the last one: the end of the file is a mark too.
     yield rest.strip("\n")
 

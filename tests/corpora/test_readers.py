@@ -56,17 +56,20 @@ def test_the_place_of_a_byte_that_is_no_text_is_told_wherever_it_stands(block, t
 
 def test_a_document_too_long_to_wait_for_comes_in_parts_that_end_with_a_paragraph(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "LONGEST_DOCUMENT", 1000)
+    monkeypatch.setattr(readers, "PART_CHARACTERS", 300)
     monkeypatch.setattr(readers, "BLOCK_BYTES", 64)
     paragraphs = [f"Paragraph {i} has {'many ' * (i % 17)}words." for i in range(300)]
     path = tmp_path / "long.txt"
-    path.write_text("\n\n".join(paragraphs) + END_OF_TEXT + "short", encoding="utf-8")
-    *parts, last = read(path)
-    assert "\n\n".join(parts) == "\n\n".join(paragraphs) and last == "short"
-    assert len(parts) > 5 and all(len(part) < 1100 for part in parts)
+    long = "\n\n".join(paragraphs)
+    path.write_text(END_OF_TEXT.join([long, long[:901], "short"]), encoding="utf-8")
+    *parts, whole, last = read(path)
+    assert "\n\n".join(parts) == long and (whole, last) == (long[:901], "short")
+    assert all(100 < len(part) < 400 for part in parts)
 
 
 def test_a_mark_behind_endless_text_is_still_a_mark(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "LONGEST_DOCUMENT", 100)
+    monkeypatch.setattr(readers, "PART_CHARACTERS", 31)
     monkeypatch.setattr(readers, "BLOCK_BYTES", 7)
     for length in range(90, 120):
         path = tmp_path / "x.txt"
