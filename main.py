@@ -20,6 +20,7 @@ from pathlib import Path
 from chapters.ch07_config import PRESETS, GPTConfig, count_parameters, flops_per_token, memory_bytes
 from chapters.ch08_config import TrainConfig
 from chapters.ch09_config import SamplingConfig
+from corpora.documents import short_name
 from corpora.stories import OPENING
 
 # Everything is found from this file, wherever the command was typed.
@@ -58,6 +59,14 @@ def sized(args: argparse.Namespace) -> GPTConfig:
     return PRESETS[args.preset].resized(**fields)
 
 
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say what to learn from."""
+    parser.add_argument("--data", default="stories", help="'stories'; 'python', its library; a file, a folder, or a "
+                        "quoted glob of text, .jsonl or .parquet; hf:NAME[:SPLIT] from the Hugging Face hub")
+    parser.add_argument("--text-field", default="text", metavar="NAME", help="the field with the text, default text")
+    parser.add_argument("--clean", action="store_true", help="drop documents that are exact copies of earlier ones")
+
+
 def read_arguments(argv: list[str]) -> argparse.Namespace:
     """Return the command and its settings; a mistake ends in one line and exit code 2."""
     # 1. Describe the commands. Without one, the whole journey is meant.
@@ -65,7 +74,7 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", metavar="{train,generate,chat,info}")
     train = commands.add_parser("train", help="train a model and write a run folder")
-    train.add_argument("--data", default="stories", help="'stories', or the path of a text file")
+    add_data_flags(train)
     train.add_argument("--preset", default="tiny", choices=PRESETS, help="the model's sizes, before other flags")
 
     # 2. Let a run be named, or continued.
@@ -199,8 +208,8 @@ def run_train(args: argparse.Namespace) -> int:
         train_config = TrainConfig(**chosen(TrainConfig, args))
         command = shlex.join(["python", "main.py", *sys.argv[1:]])
         # 2. Begin it in a folder of its own.
-        name = args.name or f"{Path(args.data).stem}-{args.preset}"
-        journey = Journey.begin(args.data, name, model_config, train_config, RUNS, command)
+        name = args.name or f"{short_name(args.data)}-{args.preset}"
+        journey = Journey.begin(args.data, name, model_config, train_config, RUNS, command, args.text_field, args.clean)
     # 3. Train, then tell.
     finished = journey.train()
     if finished:

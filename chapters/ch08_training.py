@@ -7,9 +7,15 @@ One step, repeated some thousand times:
     gradient = d loss / d every parameter        which nudge would lower the surprise?
     AdamW moves each parameter a little way against its gradient
 
+Nothing else happens. No rule of grammar is written down anywhere: whatever lowers the surprise stays. The samples
+of a run show in which order it comes: letters, words, sentences, and at last who did what to whom.
+
+The parts of a step stand in the order of a run: the loss, the gradient's length, the optimizer, the measure on
+held-out text, the checkpoint, and the `Trainer` that calls them all.
+
 `cross_entropy`, `clip_gradients` and `AdamW` are written out here and tested against PyTorch's, which
-the `Trainer` uses because they are fused into fewer passes over memory. `ch08_scale.py` picks device,
-number format and compiler; chapter 9 makes the trained model speak.
+the `Trainer` uses because they are fused into fewer passes over memory. `ch08_data.py` makes batches of text;
+`ch08_scale.py` picks device, number format and compiler; chapter 9 makes the trained model speak.
 """
 
 import dataclasses
@@ -26,10 +32,10 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from chapters.ch02_tokenization import BPETokenizer
 from chapters.ch07_gpt_model import GPT
 from chapters.ch07_pretrained import save_tensors, write_atomically
 from chapters.ch08_config import TrainConfig, cosine_warmup_lr
+from chapters.ch08_data import TokenRows, get_batch
 from chapters.ch08_muon import Muon
 from chapters.ch08_scale import autocast, choose_device, choose_dtype, compiler_pays
 
@@ -106,59 +112,6 @@ class AdamW(torch.optim.Optimizer):
                 # 5. Decay, then move. Decay shrinks the number itself, not its gradient: that is the W.
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.sub_(group["lr"] * mean / (square.sqrt() + group["eps"]))
-
-
-class TokenRows:
-    """Documents as one long array of token ids, cut into rows that training and validation read.
-
-    Every document is preceded and followed by the end token, so a model learns to begin and to stop. A row
-    starts where a document starts; a document longer than `context` gives several rows. `counts` says how
-    many targets of a row belong to its document, so that validation counts each token once.
-    """
-
-    def __init__(self, documents: list[str], tokenizer: BPETokenizer, context: int):
-        # 1. Tokenize in bulk. The end token closes each document and opens the next.
-        tokens, ends = tokenizer.encode_documents(documents)
-        self.context, self.num_bytes = context, sum(len(text.encode("utf-8")) for text in documents)
-        self.tokens = np.concatenate([[tokenizer.eot_id], tokens, np.full(context, tokenizer.eot_id)]).astype(np.int32)
-
-        # 2. Cut rows: at each start, then every `context` tokens until the document's end token is predicted.
-        first = np.concatenate([[0], ends[:-1]])
-        rows = [(start, min(context, end - start)) for a, end in zip(first, ends, strict=True)
-                for start in range(a, end, context)]
-        self.starts, self.counts = np.array(rows, dtype=np.int64).T
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def rows(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return inputs and targets of these rows: the same tokens, one place apart.
-
-        Shapes: indices (B,) -> x (B, T) and y (B, T) with T = context, where y[:, t] follows x[:, t].
-        """
-        window = self.starts[indices][:, None] + np.arange(self.context + 1)  # (B, T+1)
-        block = torch.from_numpy(self.tokens[window].astype(np.int64))  # (B, T+1)
-        return block[:, :-1], block[:, 1:]  # (B, T), (B, T)
-
-
-def get_batch(data: TokenRows, index: int, batch_size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return batch number `index` of an endless, seeded shuffle of the rows.
-
-    Each pass over the data has its own order, and each row comes once per pass. A batch depends on its
-    number alone, so a resumed run sees what an undisturbed one would have seen.
-
-    Shapes: -> x (B, T) and y (B, T).
-    """
-    # 1. Find which rows these are, counted from the beginning of the run.
-    numbers = np.arange(index * batch_size, (index + 1) * batch_size)  # (B,)
-    rows = np.empty_like(numbers)  # (B,)
-
-    # 2. Look each up in the order of its pass; one batch may straddle two passes.
-    for epoch in np.unique(numbers // len(data)):
-        order = np.random.default_rng([seed, epoch]).permutation(len(data))
-        mine = numbers // len(data) == epoch  # (B,)
-        rows[mine] = order[numbers[mine] % len(data)]
-    return data.rows(rows)  # (B, T), (B, T)
 
 
 @torch.no_grad()

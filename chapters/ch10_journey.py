@@ -5,7 +5,6 @@ all that is needed to repeat or to continue the run, and everything the run has 
 """
 
 import dataclasses
-import itertools
 import json
 import sys
 from pathlib import Path
@@ -18,13 +17,18 @@ from chapters.ch07_gpt_model import GPT, GPTConfig, count_parameters
 from chapters.ch07_pretrained import family_of, write_atomically
 from chapters.ch08_run import draw_loss_curve, new_run_folder, read_metrics, write_card
 from chapters.ch08_scale import tokens_per_second
-from chapters.ch08_training import TokenRows, TrainConfig, Trainer, bits_per_byte
+from chapters.ch08_store import TokenStore, open_store
+from chapters.ch08_training import TrainConfig, Trainer, bits_per_byte
 from chapters.ch09_inference import SamplingConfig, generate_batch, stream_story
 from corpora import stories
-from corpora.documents import Corpus, load_corpus
+from corpora.documents import TRAIN, VALIDATION, Corpus, load_corpus
 
-# Bytes the tokenizer learns from, documents examined during training, stories sampled at each look and at the end.
-TOKENIZER_BYTES, LOOK_DOCUMENTS, LOOK_STORIES, EXAMINED_STORIES = 2_000_000, 100, 32, 200
+# Characters the tokenizer learns from; held-out tokens examined at each look and at the end, and stories sampled.
+TOKENIZER_CHARACTERS = 2_000_000
+LOOK_TOKENS, EXAMINED_TOKENS, LOOK_STORIES, EXAMINED_STORIES = 16_000, 400_000, 32, 200
+
+# The folder of tokenized texts, beside the runs that use them. It may be deleted; the next run makes it again.
+TOKENS = ".tokens"
 
 
 class Journey:
@@ -39,51 +43,61 @@ class Journey:
     trainer       chapter 8's loop, which calls `look` at every examination
     """
 
-    def __init__(self, settings: dict, folder: Path, corpus: Corpus, tokenizer: BPETokenizer):
-        # 1. Build what the settings describe. The seed decides the first weights.
+    def __init__(self, settings: dict, folder: Path, corpus: Corpus, tokenizer: BPETokenizer, store: TokenStore):
+        # 1. Build what the settings describe. The seed decides the first weights, before anything else draws numbers.
         self.settings, self.folder, self.corpus, self.tokenizer = settings, folder, corpus, tokenizer
         self.train_config, self.remembers = TrainConfig(**settings["train"]), False
         torch.manual_seed(self.train_config.seed)
         self.model = GPT(GPTConfig(**settings["model"]))
 
-        # 2. Turn the texts into rows of ids.
-        context = self.model.config.max_seq_len
-        rows = TokenRows(corpus.train, tokenizer, context)
-        self.validation = TokenRows(corpus.validation, tokenizer, context)
-        look = TokenRows(corpus.validation[:LOOK_DOCUMENTS], tokenizer, context)
-        self.bytes_per_token = rows.num_bytes / rows.counts.sum()
-
-        # 3. Hand all to the trainer of chapter 8, and say how much there is. A part of the held-out texts is
-        # enough for a look during training; at the end all of them are examined.
+        # 2. Cut the tokens into rows, and hand all to the trainer of chapter 8. An even part of the held-out texts
+        # is enough for a look during training; at the end more of them are examined.
+        self.store, context = store, self.model.config.max_seq_len
+        rows, self.validation = (store.rows(side, context) for side in (TRAIN, VALIDATION))
+        look = self.validation.sample(LOOK_TOKENS, tokenizer)
         self.trainer = Trainer(self.model, rows, look, self.train_config, folder, self.look)
-        print(f"Text   {len(corpus.train):,} documents to learn from, {len(corpus.validation):,} held out, "
-              f"{rows.num_bytes / 1e6:.1f} MB in {rows.counts.sum():,} tokens of {self.bytes_per_token:.1f} bytes")
+
+        # 3. Say how much there is. The bytes of a token, an average, turn a loss per token into one per byte.
+        learnt, held_out = store.about[TRAIN], store.about[VALIDATION]
+        self.bytes_per_token = learnt["bytes"] / learnt["tokens"]
+        copies = f", {store.about['duplicates']:,} exact copies dropped" if settings["clean"] else ""
+        print(f"Text   {learnt['documents']:,} documents to learn from, {held_out['documents']:,} held out{copies}, "
+              f"{rows.num_bytes / 1e6:.1f} MB in {learnt['tokens']:,} tokens of {self.bytes_per_token:.1f} bytes")
         print(f"Model  {count_parameters(self.model.config)['total']:,} parameters, context {context} tokens")
 
     @classmethod
-    def begin(cls, data: str, name: str, model: GPTConfig, train: TrainConfig, runs: Path, command: str) -> "Journey":
-        """Return a new journey: corpus made or read, tokenizer trained, run folder named and its settings written."""
+    def begin(cls, data: str, name: str, model: GPTConfig, train: TrainConfig, runs: Path, command: str,
+              text_field: str = "text", clean: bool = False) -> "Journey":
+        """Return a new journey: corpus made or read, tokenizer trained, run folder named and its settings written.
+
+        `data`, `text_field` and `clean` are what `load_corpus` takes. Tokens are kept in `runs/.tokens`.
+        Raises ValueError for data that cannot be learnt from, before there is a run folder.
+        """
         # 1. Refuse at once what could not be saved at the end. Then say what will happen, and read or make the text.
         family_of(model)
         source = "tell children's stories by a grammar" if data == "stories" else f"read {data}"
         print(f"I will {source}, train a tokenizer on the text, then a GPT, and let the GPT speak.\n")
-        corpus = load_corpus(data, train.seed)
+        corpus = load_corpus(data, train.seed, text_field, clean)
 
         # 2. Train the tokenizer on a part that is large enough to know the words. A short text may hold
         # fewer pairs than asked for, and the model's table is made for what there is.
-        sizes = itertools.accumulate(len(document) for document in corpus.train)
-        sample = [text for text, size in zip(corpus.train, sizes, strict=True) if size - len(text) < TOKENIZER_BYTES]
-        tokenizer = BPETokenizer.train(sample, model.vocab_size)
+        tokenizer = BPETokenizer.train(corpus.beginning(TOKENIZER_CHARACTERS), model.vocab_size)
         model = dataclasses.replace(model, vocab_size=tokenizer.vocab_size)
 
-        # 3. Write down what the run is, before it begins: an interrupted run must know.
+        # 3. Tokenize, and refuse a text that does not fill a single row: most of each would be padding.
+        store = open_store(runs / TOKENS, corpus, tokenizer)
+        if (there := store.about[TRAIN]["tokens"]) < model.max_seq_len:
+            raise ValueError(f"--data {data}: {there} tokens to learn from do not fill one context of "
+                             f"{model.max_seq_len}; give more text, or a smaller --max-seq-len")
+
+        # 4. Write down what the run is, before it begins: an interrupted run must know.
         folder = new_run_folder(runs, name)
-        settings = {"data": data, "command": command,
+        settings = {"data": data, "text_field": text_field, "clean": clean, "tokens": store.digest, "command": command,
                     "model": dataclasses.asdict(model), "train": dataclasses.asdict(train)}
         write_atomically(folder / "settings.json", json.dumps(settings, indent=2) + "\n")
-        # 4. Save the tokenizer: without it the weights mean nothing.
+        # 5. Save the tokenizer: without it the weights mean nothing.
         tokenizer.save(folder)
-        return cls(settings, folder, corpus, tokenizer)
+        return cls(settings, folder, corpus, tokenizer, store)
 
     @classmethod
     def resume(cls, folder: Path) -> "Journey":
@@ -100,9 +114,16 @@ class Journey:
         except (OSError, json.JSONDecodeError) as error:
             raise ValueError(f"--resume {folder}: no run to go on with ({error})") from error
 
-        # 2. Make the same text again, and go back to the last checkpoint.
-        corpus = load_corpus(settings["data"], settings["train"]["seed"])
-        journey = cls(settings, folder, corpus, BPETokenizer.load(folder))
+        # 2. Find the same text again. With another one, the run would not be the same run.
+        corpus = load_corpus(settings["data"], settings["train"]["seed"], settings["text_field"], settings["clean"])
+        tokenizer = BPETokenizer.load(folder)
+        store = open_store(folder.parent / TOKENS, corpus, tokenizer)
+        if store.digest != settings["tokens"]:
+            raise ValueError(f"--resume {folder}: the text of --data {settings['data']} is not what it was when the "
+                             "run began; put the old text back, or begin a new run")
+
+        # 3. Go back to the last checkpoint.
+        journey = cls(settings, folder, corpus, tokenizer, store)
         journey.trainer.resume()
         return journey
 
@@ -155,9 +176,10 @@ class Journey:
 
         The same prompt and the same dice at every look, so that what changes is the model alone.
         """
-        # 1. Continue the prompt.
+        # 1. Continue the prompt. Of another text nobody knows how it begins: then the model begins.
         speak = SamplingConfig(seed=1, max_new_tokens=60)
-        text = stories.OPENING + "".join(stream_story(self.model, self.tokenizer, stories.OPENING, speak))
+        prompt = "" if self.corpus.floor is None else stories.OPENING
+        text = prompt + "".join(stream_story(self.model, self.tokenizer, prompt, speak))
         note = f"step {trainer.step}, {metrics['validation_bits_per_byte']:.3f} bits per byte"
 
         # 2. For the book's own stories, ask the grammar about many samples.
@@ -223,24 +245,29 @@ class Journey:
         return finished
 
     def _examine(self) -> dict[str, str]:
-        """Return what the card says of the model: measured on all held-out documents, in float32.
+        """Return what the card says of the model, measured in float32.
 
+        Of many held-out texts an even part is examined: a gigabyte would take longer than the training.
         Sampled stories are counted at temperature 0.8, the default of `generate`.
         """
         # 1. Measure the surprise, beside the least that any model could have.
-        score = bits_per_byte(self.model, self.validation)
-        results = {"held-out documents": f"{len(self.corpus.validation):,}", "bits per byte": f"{score:.4f}"}
+        examined = self.validation.sample(EXAMINED_TOKENS, self.tokenizer)
+        share, score = examined.num_bytes / self.validation.num_bytes, bits_per_byte(self.model, examined)
+        results = {"held-out documents": f"{self.store.about[VALIDATION]['documents']:,}",
+                   "share of their text that was examined": f"{share:.0%}", "bits per byte": f"{score:.4f}"}
+
+        # 2. Compare with the floor, where a grammar has one.
         if self.corpus.floor is not None:
             results["floor of the grammar, bits per byte"] = f"{self.corpus.floor:.4f}"
             results["ratio to the floor"] = f"{score / self.corpus.floor:.3f}"
 
-        # 2. Count what a reader would ask of stories: are they stories, and are they new?
+        # 3. Count what a reader would ask of stories: are they stories, and are they new?
         if self.corpus.floor is not None:
             told = self.sample_stories(EXAMINED_STORIES, seed=100)
             accepted = sum(stories.parse(story).ok for story in told)
             results["samples at temperature 0.8 that the grammar accepts"] = f"{accepted} of {len(told)}"
 
-            # 3. A copy would be memory, not language.
+            # 4. A copy would be memory, not language.
             results["samples that copy a training story"] = str(len(set(told) & set(self.corpus.train)))
         return results
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from chapters.ch02_tokenization import BPETokenizer
 from chapters.ch04_positional_encoding import rope_tables
 from chapters.ch07_gpt_model import GPT, GPTConfig
 from chapters.ch08_training import TrainConfig
@@ -94,6 +95,13 @@ def training(traced: Traced, documents: list[str], tokenizer, folder: Path) -> N
         module.Trainer(GPT(small), rows, rows, config, folder).train_step()
 
 
+def data(traced: Traced) -> None:
+    documents = ["a text of some length, and then some more", "b"]
+    rows = traced.module.TokenRows(documents, BPETokenizer.train(documents, 260), T)
+    with traced.sizes(B=B, T=T):
+        traced.module.get_batch(rows, 1, B, seed=0)
+
+
 def inference(traced: Traced) -> None:
     module = traced.module
     with traced.sizes(B=B, K=K, S=S, D=D):
@@ -122,6 +130,7 @@ SCENARIOS = {
     "ch05_attention": attention,
     "ch06_transformer_block": block,
     "ch07_gpt_model": model,
+    "ch08_data": data,
     "ch09_inference": inference,
     "running_example": running_example,
 }
