@@ -93,15 +93,18 @@ def default_model() -> Path:
 def open_model(folder: Path | None):
     """Return a model and its tokenizer, ready to speak, and say which they are."""
     # 1. Import here: by now the arguments have been read.
+    from chapters.ch07_hub import model_folder
+
+    name = folder or default_model()
+    folder = model_folder(name)
+    print(f"({name.relative_to(ROOT) if name.is_relative_to(ROOT) else name} speaks)", file=sys.stderr)
+
+    # 2. Open both from one folder; ids of one tokenizer mean nothing to another model. PyTorch comes last: whether
+    # the folder is here at all should not cost a wait.
     from chapters.ch02_published import open_tokenizer
     from chapters.ch07_gpt_model import GPT
-    from chapters.ch07_hub import model_folder
     from chapters.ch08_scale import choose_device
 
-    # 2. Open both from one folder; ids of one tokenizer mean nothing to another model.
-    name = folder or default_model()
-    print(f"({name.relative_to(ROOT) if name.is_relative_to(ROOT) else name} speaks)", file=sys.stderr)
-    folder = model_folder(name)
     return GPT.from_pretrained(folder).to(choose_device()), open_tokenizer(folder)
 
 

@@ -14,7 +14,7 @@ import dataclasses
 import json
 import math
 import os
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import tiktoken
@@ -121,7 +121,8 @@ def _template(start_ids: list[int] | None, specials: dict[int, str]) -> dict | N
     single = [{"SpecialToken": {"id": name, "type_id": 0}} for name in names]
     text = {"Sequence": {"id": "A", "type_id": 0}}
 
-    # 2. Give their ids once more: so the format wants it. A pair of texts is two texts.
+    # 2. Give their ids once more: so the format wants it. It also asks how a pair of texts is joined, which
+    # nobody does here: as two texts.
     tokens = {name: {"id": name, "ids": [number], "tokens": [name]} for name, number in names.items()}
     pair = [*single, text, *single, {"Sequence": {"id": "B", "type_id": 1}}]
     return {"type": "TemplateProcessing", "single": [*single, text], "pair": pair, "special_tokens": tokens}
@@ -213,8 +214,12 @@ def _parts_of(content: dict) -> Parts:
 
 
 def _added(content: dict, compose: bool) -> list[dict]:
-    """Return the entries of a file's special tokens; raise ValueError for one that would take text with it."""
-    # 1. Refuse tokens that swallow spaces or stand only between words: they are found otherwise here.
+    """Return the entries of a file's special tokens; raise ValueError for one that is found otherwise here.
+
+    Such are tokens that swallow the spaces beside them, that count only as whole words, or that are looked for
+    only once accents have been joined.
+    """
+    # 1. Look at the flags. A file of an older version may leave some out, which says no.
     entries = content.get("added_tokens") or []
     for entry in entries:
         flags = ["single_word", "lstrip", "rstrip"] + ["normalized"] * compose
@@ -228,20 +233,19 @@ def read_start_ids(content: dict) -> list[int] | None:
 
     Llama's files do: a text begins with <|begin_of_text|>, or with <s>.
     """
-    # 1. Find the template; it may be one step of several.
-    step = content.get("post_processor") or {}
-    steps = step["processors"] if step.get("type") == "Sequence" else [step]
+    # 1. List the steps behind the encoding. One of them may be a template: marks, the text, marks.
+    last = content.get("post_processor") or {}
+    steps = last["processors"] if last.get("type") == "Sequence" else [last]
+
+    # 2. Find the template. Without one, the file leaves it to its readers how a text begins.
     templates = [step for step in steps if step.get("type") == "TemplateProcessing"]
     if not templates:
         return None
 
-    # 2. Read up to the text itself. What follows it would end it, and a prompt shall go on.
-    ids: list[int] = []
-    for piece in templates[0]["single"]:
-        if "Sequence" in piece:
-            break
-        ids += map(_whole, templates[0]["special_tokens"][piece["SpecialToken"]["id"]]["ids"])
-    return ids
+    # 3. Read up to the text itself. What follows it would end it, and a prompt shall go on.
+    before = takewhile(lambda piece: "Sequence" not in piece, templates[0]["single"])
+    names = [piece["SpecialToken"]["id"] for piece in before]
+    return [_whole(number) for name in names for number in templates[0]["special_tokens"][name]["ids"]]
 
 
 def _whole(number: object) -> int:

@@ -85,6 +85,7 @@ def apply_merges_singly(word: bytes, ranks: dict[Pair, int]) -> list[bytes]:
     This is `apply_merges` for lists that training never leaves behind, in which a merge may stand before its own
     parts, or one token have several merges (Llama 3's file lists every way to make each token): there, gluing a
     pair can call an earlier one up, before it is glued elsewhere. Costs n·log n for n bytes.
+    Source: what the `tokenizers` library does, which reads these files.
     """
     # 1. Link each part to its neighbours, and put every known pair on a heap, the earliest on top.
     parts, end = [bytes([byte]) for byte in word], len(word)

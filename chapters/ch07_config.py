@@ -17,7 +17,10 @@ ROPE_SCALING_FIELDS = {
 
 
 def check_number(name: str, value: object) -> None:
-    """Raise ValueError where a value is no finite number. To Python, True is a number too; here it is not."""
+    """Raise ValueError where a value is no finite number.
+
+    To Python, True is a number too, and so is nan, which no comparison ever finds wrong; here they are not.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{name} is {value!r}: it must be a number")
 
@@ -37,11 +40,13 @@ def check_rope_scaling(scaling: object) -> None:
             + (f", and {kind} needs {', '.join(missing)}" if missing else "")
         )
 
-    # 2. Check the numbers: the angles are divided by them, and by the difference of two.
+    # 2. Check the numbers: the angles are divided by them.
     for name in needed:
         check_number(f"rope_scaling {name}", scaling[name])
         if scaling[name] <= 0:
             raise ValueError(f"rope_scaling {name} is {scaling[name]}: it must be above 0")
+
+    # 3. Check that the band between Llama's two limits has a width. It is divided by, too.
     if kind == "llama3" and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
         raise ValueError(f"rope_scaling {scaling}: low_freq_factor must be below high_freq_factor")
 

@@ -48,7 +48,8 @@ FAMILIES = {
     "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
 }
 
-# What Transformers takes for a field that config.json leaves out: first what all families share.
+# What Transformers takes for a field that config.json leaves out: first what all families share. Sizes are
+# seldom left out; what is, are the switches and bases that were invented after a file was written.
 _SHARED = {
     "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": None,
     "head_dim": None, "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "attention_dropout": 0.0,
@@ -72,7 +73,8 @@ DEFAULTS = {
     "qwen3": _SHARED | _QWEN | {"head_dim": 128},
 }
 
-# Fields that change what is computed, and the values that a GPT computes.
+# Fields that change what is computed, and the values that a GPT computes. Weights that were squeezed into fewer
+# bits, in any of a dozen ways, need the program that squeezed them.
 _KNOWN_VALUES = {
     "hidden_act": ("silu", "swish"), "partial_rotary_factor": (1, None), "quantization_config": (None,),
 }
@@ -118,7 +120,8 @@ def tensor_shapes(config: GPTConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     One at a time: a config that asks for a million layers costs nothing until somebody takes them all.
     A head that is tied to the embedding is not listed, as it is the embedding again.
     """
-    # 1. Work out what the tensors of one block measure. A matrix has one row for each number it puts out.
+    # 1. Work out what the tensors of one block measure. A matrix has one row for each number it puts out, and
+    # one column for each that it takes in.
     c, queries, keys = config, config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     block = {
         "attention_norm.weight": (c.d_model,), "attention.query.weight": (queries, c.d_model),
@@ -128,13 +131,14 @@ def tensor_shapes(config: GPTConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
         "feed_forward.down.weight": (c.d_model, c.d_ff),
     }
 
-    # 2. Add what the Qwens have more.
+    # 2. Add what the Qwens have more: what is added to each query, key and value, and what each number of a
+    # head is scaled by once its length is levelled.
     if c.qkv_bias:
         block |= {"attention.query.bias": (queries,), "attention.key.bias": (keys,), "attention.value.bias": (keys,)}
     if c.qk_norm:
         block |= {f"attention.{name}_norm.weight": (c.head_dim,) for name in ("query", "key")}
 
-    # 3. Climb the tower.
+    # 3. Climb the tower, one block after the other; they are all alike.
     yield "token_embedding.weight", (c.vocab_size, c.d_model)
     for i in range(c.num_layers):
         yield from ((f"blocks.{i}.{name}", shape) for name, shape in block.items())
@@ -173,7 +177,7 @@ def config_from_hf(hf: dict) -> GPTConfig:
     """
     # 1. Refuse foreign architectures by name, before their tensors confuse anyone.
     family = hf.get("model_type")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise ValueError(f"config.json says model_type {family!r}: known here are {', '.join(FAMILIES)}")
 
     # 2. Refuse what would be computed otherwise there: all shapes would fit, and every answer be wrong.
@@ -187,7 +191,7 @@ def config_from_hf(hf: dict) -> GPTConfig:
     fields = {ours: given[theirs] for ours, theirs in CONFIG_NAMES.items()}
     theta, scaling = _rotation(given)
 
-    # 4. Add what a family implies without a field.
+    # 4. Add what a family implies without a field: no file of a Qwen 2 says that it has biases.
     fields["sliding_window"] = _window(given)
     switches = {"qkv_bias": family == "qwen2", "qk_norm": family == "qwen3"}
     return GPTConfig(**fields, **switches, rope_theta=theta, rope_scaling=scaling)
@@ -207,13 +211,14 @@ def _rotation(given: dict) -> tuple[float, dict | None]:
     if odd or table.get("partial_rotary_factor", 1) != 1:
         raise ValueError(f"config.json says {odd or table} for the rotation: only one for all layers is known here")
 
-    # 2. Read base and kind.
+    # 2. Read base and kind. A file from before the base could be chosen has the base of the first Llama.
     theta = table.get("rope_theta", given.get("rope_theta", 10000.0))
     kind = table.get("rope_type", table.get("type", "default"))
     if kind == "default":
         return theta, None
 
-    # 3. Keep the numbers that this kind needs. One of Llama's may stand outside, or be the context itself.
+    # 3. Keep the numbers that this kind needs. The length that a Llama was first trained on may stand outside
+    # the table; where it stands nowhere, it is the context itself.
     length = "original_max_position_embeddings"
     table = {length: given["max_position_embeddings"]} | table | {n: given[n] for n in (length,) if n in given}
     needed = ROPE_SCALING_FIELDS.get(kind, ()) if isinstance(kind, str) else ()
@@ -227,7 +232,8 @@ def _window(given: dict) -> int | None:
     `use_sliding_window` says so, in the layers from `max_window_layers` on or in those that `layer_types`
     names. Raises ValueError for a window in some of the layers only.
     """
-    # 1. Answer for the families without a choice.
+    # 1. Answer for the families without a choice. A window in a Llama's file is a leftover of its making, and
+    # Transformers passes over it too.
     if given["model_type"] in ("llama", "mistral"):
         return given["sliding_window"] if given["model_type"] == "mistral" else None
     window = given["sliding_window"] if given["use_sliding_window"] else None
@@ -239,8 +245,8 @@ def _window(given: dict) -> int | None:
     kinds = {"full"} if window is None or first >= layers else {"sliding"} if first <= 0 else {"full", "sliding"}
 
     # 3. Let an explicit list speak in their place, and refuse a mixture.
-    if isinstance(given.get("layer_types"), list):
-        kinds = {str(kind).removesuffix("_attention") for kind in given["layer_types"]}
+    if (listed := given.get("layer_types")) is not None:
+        kinds = {str(kind).removesuffix("_attention") for kind in (listed if isinstance(listed, list) else [listed])}
     if kinds not in ({"full"}, {"sliding"}) or (window is None and "sliding" in kinds):
         wanted = f"{' and '.join(sorted(kinds))} layers, sliding_window {window}"
         raise ValueError(f"config.json asks for {wanted}: one kind for all is known here")

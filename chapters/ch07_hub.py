@@ -2,6 +2,9 @@
 
     HuggingFaceTB/SmolLM2-135M   ->   a folder on this disk, downloaded the first time it is asked for
 
+The hub, huggingface.co, keeps a folder for each model, and the `huggingface_hub` library brings it here. Of such
+a folder only what is read is fetched: the same weights often lie there in three formats.
+
 Nothing here is needed for models of one's own. A folder is never looked for on the network, and what has been
 downloaded once is not asked for again, so the same command works on a train. Where there is no network, the
 answer comes within seconds and says how to bring the folder here.
@@ -21,8 +24,8 @@ TEXTS = [
 ]
 NUMBERS = ["model.safetensors", "model-*.safetensors"]
 
-# How many seconds to wait for the hub's first word.
-PATIENCE = 4.0
+# How many seconds to wait for the hub's first word. A download itself may take as long as it takes.
+PATIENCE = 3.0
 
 
 def model_folder(name: str | Path) -> Path:
@@ -68,10 +71,12 @@ def model_folder(name: str | Path) -> Path:
 def _ask_hub(name: str) -> None:
     """Return once the hub has said that it has this model; raise the error to show where it has not.
 
+    A library that waits without end, and tries five times, is right for a download and wrong for a question.
     The question is asked in a thread of its own: without a network, some machines look for the hub's address
     for longer than anybody waits, and nothing stops them.
     """
-    # 1. Ask, and have whatever comes back laid on a table.
+    # 1. Ask, and have whatever comes back laid on a table: an error that is raised in a thread reaches nobody
+    # outside of it.
     from huggingface_hub import HfApi, errors
 
     answers: queue.SimpleQueue = queue.SimpleQueue()
@@ -83,14 +88,15 @@ def _ask_hub(name: str) -> None:
         except Exception as error:
             answers.put(error)
 
-    # 2. Wait for it, but not for long.
+    # 2. Wait for it, but not for long. The thread that still waits then ends with the program.
     threading.Thread(target=ask, daemon=True).start()
     try:
         answer = answers.get(timeout=PATIENCE)
     except queue.Empty:
         answer = TimeoutError(f"no answer in {PATIENCE:g} seconds")
 
-    # 3. Tell a model that is not there from a hub that is not.
+    # 3. Tell a model that is not there from a hub that is not: the reader mends the one by spelling, the other
+    # by a cable.
     if isinstance(answer, errors.RepositoryNotFoundError):
         raise ValueError(
             f"the hub shows no model {name!r}: check the name, and log in with `hf auth login` if it is not open to all"
@@ -103,5 +109,8 @@ def _ask_hub(name: str) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    """Return an error's name and the first line of what it says, for a message of one line."""
+    """Return an error's name and the first line of what it says, for a message of one line.
+
+    The library explains itself at length, and a reader wants to know what to do next.
+    """
     return " ".join([type(error).__name__, *str(error).splitlines()[:1]])

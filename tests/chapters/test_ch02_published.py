@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import regex
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM
 
+import main
 from chapters.ch02_merges import apply_merges, apply_merges_singly, learn_merges
 from chapters.ch02_published import SentencePieceTokenizer, open_tokenizer
 from chapters.ch02_splitting import DIGITS_PATTERN, GPT2_PATTERN, newer_letters
@@ -365,3 +368,40 @@ def test_a_file_whose_ids_would_differ_here_is_refused_in_one_line(tmp_path, cha
     with pytest.raises(ValueError, match=r"tokenizer\.json") as error:
         open_tokenizer(folder)
     assert "\n" not in str(error.value)
+
+
+# All together
+
+
+@pytest.mark.parametrize("kind", ["llama3", "sentencepiece"])
+@torch.no_grad()
+def test_generate_says_what_transformers_says_and_ends_where_the_folder_says(kind, tmp_path, capsys):
+    folder = train_sentencepiece(tmp_path) if kind == "sentencepiece" else train_family(kind, tmp_path)
+    library, ours = Tokenizer.from_file(str(folder / "tokenizer.json")), open_tokenizer(folder)
+    sizes = {"hidden_size": 24, "intermediate_size": 35, "num_hidden_layers": 2, "num_attention_heads": 6,
+             "num_key_value_heads": 2, "max_position_embeddings": 90, "bos_token_id": None, "eos_token_id": None}
+    torch.manual_seed(6)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=ours.vocab_size + 5, **sizes))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+
+    # Only tokens that are text by themselves are ever the likeliest: halves of letters have no agreed picture.
+    spoken = [number for number, token in ours.vocab.items() if token.isascii() and token.decode().isprintable()]
+    spoken = torch.tensor(sorted(set(spoken) - set(ours.special_tokens.values())))
+    head = torch.zeros_like(model.lm_head.weight).index_copy(0, spoken, model.lm_head.weight[spoken])
+    model.lm_head.weight.copy_(head)
+    model.save_pretrained(folder)
+
+    prompt = torch.tensor([library.encode("the king").ids])
+    told = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=30, do_sample=False,
+                          pad_token_id=0)[0].tolist()
+    command = ["generate", "--model", str(folder), "--prompt", "the king", "--temperature", "0"]
+    assert main.main([*command, "--max-new-tokens", "30"]) == 0
+    assert capsys.readouterr().out == library.decode(told[1:], skip_special_tokens=False) + "\n"
+
+    # Call one of the tokens that it said the end.
+    end = told[prompt.shape[1] + 7]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [end]}))
+    assert main.main([*command, "--max-new-tokens", "30"]) == 0
+    until = told[1 : told.index(end, prompt.shape[1])]
+    assert capsys.readouterr().out == library.decode(until, skip_special_tokens=False) + "\n"
