@@ -172,7 +172,8 @@ class BPETokenizer:
     def _normal(self, text: str) -> str:
         """Return the text as it is encoded: with accents joined to their letters, if the file asks for it.
 
-        A block may be treated alone, because no accent stands where blocks are cut.
+        A block may be treated alone, because no accent stands where blocks are cut. Python knows a few dozen
+        accents of rare scripts that the `tokenizers` library does not; two in a row may be put in another order.
         """
         return unicodedata.normalize("NFC", text) if self._compose else text
 

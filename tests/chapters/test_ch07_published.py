@@ -349,12 +349,19 @@ def shards(tmp_path) -> Path:
 @pytest.mark.parametrize(
     "index",
     [b"", b"[]", b"{}", b'{"weight_map": 3}', b'{"weight_map": {"a": 1}}', b'{"weight_map": {"a": ["b"]}}',
-     b'{"weight_map": {"a": "../x/model.safetensors"}}', b'{"weight_map": {"a": ""}}', b'{"weight_map": {}}',
+     b'{"weight_map": {"a": ""}}', b'{"weight_map": {"a": ".."}}', b'{"weight_map": {}}',
      b'{"weight_map": {"a": "config.json"}}', b"[" * 100_000],
 )
 def test_a_broken_index_is_refused_with_the_folders_name(shards, index):
     (shards / "model.safetensors.index.json").write_bytes(index)
     refused(shards, "shards")
+
+
+def test_an_index_never_leads_out_of_its_folder(shards, tmp_path):
+    publish("mistral", tmp_path / "elsewhere")
+    for path in ("../elsewhere/model.safetensors", str(tmp_path / "elsewhere" / "model.safetensors")):
+        (shards / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": path}}))
+        refused(shards, "outside the folder")
 
 
 def test_a_file_of_several_that_is_missing_or_broken_or_double_is_named(shards):
