@@ -93,7 +93,8 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     # 4. Give these three a model to work with.
     info.add_argument("--preset", choices=PRESETS, help="a preset instead of a model folder")
     for command in (generate, chat, info):
-        command.add_argument("--model", type=Path, help="a model folder (default: newest run, or models/storyteller)")
+        command.add_argument("--model", type=Path, metavar="FOLDER", help="a model folder, or the name of a published "
+                             "model, ORG/NAME (default: newest run, or models/storyteller)")
 
     # 5. Give those that speak the settings of speaking.
     for command in (generate, chat):
@@ -111,14 +112,19 @@ def default_model() -> Path:
 def open_model(folder: Path | None):
     """Return a model and its tokenizer, ready to speak, and say which they are."""
     # 1. Import here: by now the arguments have been read.
-    from chapters.ch02_tokenization import BPETokenizer
+    from chapters.ch07_hub import model_folder
+
+    name = folder or default_model()
+    folder = model_folder(name)
+    print(f"({name.relative_to(ROOT) if name.is_relative_to(ROOT) else name} speaks)", file=sys.stderr)
+
+    # 2. Open both from one folder; ids of one tokenizer mean nothing to another model. PyTorch comes last: whether
+    # the folder is here at all should not cost a wait.
+    from chapters.ch02_published import open_tokenizer
     from chapters.ch07_gpt_model import GPT
     from chapters.ch08_scale import choose_device
 
-    # 2. Open both from one folder; ids of one tokenizer mean nothing to another model.
-    folder = folder or default_model()
-    print(f"({folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder} speaks)", file=sys.stderr)
-    return GPT.from_pretrained(folder).to(choose_device()), BPETokenizer.load(folder)
+    return GPT.from_pretrained(folder).to(choose_device()), open_tokenizer(folder)
 
 
 def say(model, tokenizer, text: str, config: SamplingConfig, stop=()) -> str:
@@ -227,7 +233,7 @@ def main(argv: list[str] | None = None) -> int:
     args = read_arguments(sys.argv[1:] if argv is None else argv)
     try:
         return COMMANDS[args.command](args)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

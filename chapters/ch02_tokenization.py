@@ -13,6 +13,7 @@ to glue inside them, and `BPETokenizer` here does the work of every day: encode,
 """
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +23,8 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
-from chapters.ch02_files import read_tiktoken, read_tokenizer_json, write_tokenizer_json
-from chapters.ch02_merges import Pair, apply_merges, learn_merges
+from chapters.ch02_files import Parts, read_tiktoken, read_tokenizer_json, write_tokenizer_json
+from chapters.ch02_merges import Pair, apply_merges, apply_merges_singly, learn_merges
 from chapters.ch02_splitting import GPT2_PATTERN, WordSplitter
 
 # The mark between two documents. Its name is GPT-2's, and tools look for it.
@@ -45,7 +46,9 @@ class BPETokenizer:
 
     vocab: id -> bytes, all 256 single bytes among them. merges: pairs of byte strings in the order learned.
     special_tokens: text -> id of marks such as <|endoftext|>, which stand for no text. pattern: where words
-    are cut. Afterwards `vocab` covers every id, special tokens too.
+    are cut. The others are for files from elsewhere; `Parts` in `ch02_files` says what they mean.
+    Afterwards `vocab` covers every id, special tokens too; `start_ids` stand before every text that a model is
+    to continue, and at one of `stop_ids` it has ended.
     Raises ValueError where these do not fit together.
     """
 
@@ -55,38 +58,52 @@ class BPETokenizer:
         merges: list[Pair],
         special_tokens: dict[str, int] | None = None,
         pattern: str = GPT2_PATTERN,
+        compose: bool = False,
+        ignore_merges: bool = True,
+        start_ids: list[int] | None = None,
     ):
         # 1. Keep the parts. Special tokens are listed by their text, and never come from merges.
         self.special_tokens, self.pattern, self.merges = dict(special_tokens or {}), pattern, list(merges)
         specials = {number: name.encode() for name, number in self.special_tokens.items()}
         ordinary = {number: token for number, token in vocab.items() if number not in specials}
-        self.vocab = ordinary | specials
+        self.vocab, self._compose, self._ignore_merges = ordinary | specials, compose, ignore_merges
 
-        # 2. Turn them round for encoding: bytes to id, and pair to the time when it was learned.
+        # 2. Begin a text and end it with the same mark, unless a file says what its texts begin with.
+        self.stop_ids = [] if self.eot_id is None else [self.eot_id]
+        self.start_ids, self._template = self.stop_ids if start_ids is None else start_ids, start_ids
+
+        # 3. Turn them round for encoding: bytes to id, and pair to the time when it was learned.
         self._ids = {token: number for number, token in ordinary.items()}
         self._ranks = {pair: rank for rank, pair in enumerate(self.merges)}
         if len(self._ids) < len(ordinary) or len(specials) < len(self.special_tokens):
             raise ValueError("two tokens have the same id, or two ids the same bytes: give each token one id")
-        self._check_merges()
+        self._in_order = self._check_merges()
 
-        # 3. Prepare the cutting and the memory for words.
+        # 4. Prepare the cutting and the memory for words.
         self._splitter = WordSplitter(pattern, self.special_tokens)
         self._cache: dict[str, list[int]] = {}
 
-    def _check_merges(self) -> None:
-        """Raise ValueError where the merges cannot make exactly the tokens of the vocabulary."""
+    def _check_merges(self) -> bool:
+        """Return whether each merge joins older tokens to a new one, as training leaves them.
+
+        Raises ValueError where the merges cannot make exactly the tokens of the vocabulary.
+        """
         # 1. Demand all bytes: without one, some text could not be written, and tiktoken would crash.
-        known = {bytes([byte]) for byte in range(256)}
+        known, in_order = {bytes([byte]) for byte in range(256)}, True
         if missing := known - self._ids.keys():
             raise ValueError(f"the vocabulary lacks {len(missing)} of the 256 bytes, first {min(missing)!r}")
 
-        # 2. Demand that each merge joins older tokens, and that its product has an id.
+        # 2. Demand that each merge joins tokens to a token. Files may list them in any order, and a token twice.
         for left, right in self.merges:
-            if not (left in known and right in known and left + right in self._ids):
+            if not (left in self._ids and right in self._ids and left + right in self._ids):
                 raise ValueError(f"merge {left!r} + {right!r} has an unknown part")
+            in_order = in_order and left in known and right in known and left + right not in known
             known.add(left + right)
+
+        # 3. Demand that each token is made.
         if unmade := self._ids.keys() - known:
             raise ValueError(f"{len(unmade)} tokens are made by no merge, such as {min(unmade)!r}")
+        return in_order
 
     @property
     def vocab_size(self) -> int:
@@ -136,7 +153,8 @@ class BPETokenizer:
         """Return the token ids of a text; `decode` gives the very same text back.
 
         With `allow_special`, special tokens written in the text become their ids. Without, they are text
-        like any other: nothing that a user types can end a document.
+        like any other: nothing that a user types can end a document. A file may ask to join accents to their
+        letters first, as Qwen's do; then the text comes back so joined.
         Raises ValueError for a lone surrogate, half a character that no bytes can hold.
         """
         return list(self.encode_iterable([text], allow_special))
@@ -151,10 +169,18 @@ class BPETokenizer:
             for part, is_special in self._splitter.parts(block, allow_special):
                 yield from [self.special_tokens[part]] if is_special else self._encode_ordinary(part)
 
+    def _normal(self, text: str) -> str:
+        """Return the text as it is encoded: with accents joined to their letters, if the file asks for it.
+
+        A block may be treated alone, because no accent stands where blocks are cut. Python knows a few dozen
+        accents of rare scripts that the `tokenizers` library does not; two in a row may be put in another order.
+        """
+        return unicodedata.normalize("NFC", text) if self._compose else text
+
     def _encode_ordinary(self, text: str) -> list[int]:
         """Return the ids of a text in which nothing is special, word by word."""
         ids: list[int] = []
-        for word in self._splitter.words(text):
+        for word in self._splitter.words(self._normal(text)):
             ids += self._cache.get(word) or self._encode_word(word)
         return ids
 
@@ -162,19 +188,21 @@ class BPETokenizer:
         """Return the ids of one word, and remember them if it is short enough to come again."""
         # 1. Take a word that is a token at once, as tiktoken does; replay the merges on an endless one.
         data = _to_bytes(word)
-        if data in self._ids:
+        if self._ignore_merges and data in self._ids:
             ids = [self._ids[data]]
-        elif len(data) > LONG_WORD_BYTES:
+        elif self._in_order and len(data) > LONG_WORD_BYTES:
             return self._encode_long_word(data)
 
         # 2. Glue all others by the book.
         else:
-            ids = [self._ids[token] for token in apply_merges(data, self._ranks)]
+            glued = apply_merges(data, self._ranks) if self._in_order else apply_merges_singly(data, self._ranks)
+            ids = [self._ids[token] for token in glued]
 
         # 3. Forget everything when the memory is full: a stream of random words must not grow without end.
         if len(self._cache) >= CACHE_WORDS:
             self._cache.clear()
-        self._cache[word] = ids
+        if len(data) <= LONG_WORD_BYTES:
+            self._cache[word] = ids
         return ids
 
     def _encode_long_word(self, data: bytes) -> list[int]:
@@ -234,7 +262,7 @@ class BPETokenizer:
     def _encode_batch(self, batch: list[str | None], encoding: tiktoken.Encoding) -> np.ndarray:
         """Return the ids of a batch (T,): by tiktoken in one go, by hand where tiktoken could go wrong."""
         # 1. Join the blocks, with the mark where a document ends.
-        text = "".join(END_OF_TEXT if block is None else block for block in batch)
+        text = "".join(END_OF_TEXT if block is None else self._normal(block) for block in batch)
         _to_bytes(text)
         # 2. Trust the marks only if all are ours: a document that spells one out does not end there.
         longest = max((len(block or "") for block in batch), default=0)
@@ -268,7 +296,8 @@ class BPETokenizer:
         A folder also gets a `tokenizer_config.json`, so that `AutoTokenizer.from_pretrained` opens it.
         Returns the path of the `tokenizer.json`.
         """
-        return write_tokenizer_json(Path(path), self._ids, self.merges, self.special_tokens, self.pattern)
+        names = self.special_tokens, self.pattern, self._compose, self._ignore_merges, self._template
+        return write_tokenizer_json(Path(path), Parts(self.vocab, self.merges, *names))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "BPETokenizer":
@@ -279,7 +308,7 @@ class BPETokenizer:
         """
         parts = read_tokenizer_json(Path(path))
         try:
-            return cls(*parts)
+            return cls(**vars(parts))
         except ValueError as error:
             raise ValueError(f"the tokenizer in {path} does not fit together: {error}") from None
 
@@ -290,7 +319,7 @@ class BPETokenizer:
         The first use downloads it, unless the folder TIKTOKEN_CACHE_DIR has it.
         Raises ValueError for an unknown name, ConnectionError where it is neither kept nor reachable.
         """
-        return cls(*read_tiktoken(name))
+        return cls(**vars(read_tiktoken(name)))
 
     def to_tiktoken(self) -> tiktoken.Encoding:
         """Return the same tokenizer as a `tiktoken.Encoding`, which is written in Rust: same ids, more speed.

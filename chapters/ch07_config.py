@@ -6,6 +6,7 @@ line and answer questions about a model in an instant. Chapter 7 builds the mode
 """
 
 import dataclasses
+import math
 
 # What each kind of context scaling (chapter 4) must say about itself.
 ROPE_SCALING_FIELDS = {
@@ -13,6 +14,41 @@ ROPE_SCALING_FIELDS = {
     "linear": {"factor"},
     "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
 }
+
+
+def check_number(name: str, value: object) -> None:
+    """Raise ValueError where a value is no finite number.
+
+    To Python, True is a number too, and so is nan, which no comparison ever finds wrong; here they are not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} is {value!r}: it must be a number")
+
+
+def check_rope_scaling(scaling: object) -> None:
+    """Raise ValueError where the scaling of positions lacks a number, or has one that makes no sense.
+
+    A number that is missing would otherwise show only once the angles are computed.
+    """
+    # 1. Know the kind, and what it needs.
+    kind = scaling.get("rope_type", "default") if isinstance(scaling, dict) else None
+    needed = ROPE_SCALING_FIELDS.get(kind) if isinstance(kind, str) else None
+    missing = sorted((needed or set()) - scaling.keys()) if isinstance(scaling, dict) else []
+    if needed is None or missing:
+        raise ValueError(
+            f"rope_scaling {scaling}: rope_type must be one of {', '.join(ROPE_SCALING_FIELDS)}"
+            + (f", and {kind} needs {', '.join(missing)}" if missing else "")
+        )
+
+    # 2. Check the numbers: the angles are divided by them.
+    for name in needed:
+        check_number(f"rope_scaling {name}", scaling[name])
+        if scaling[name] <= 0:
+            raise ValueError(f"rope_scaling {name} is {scaling[name]}: it must be above 0")
+
+    # 3. Check that the band between Llama's two limits has a width. It is divided by, too.
+    if kind == "llama3" and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
+        raise ValueError(f"rope_scaling {scaling}: low_freq_factor must be below high_freq_factor")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,20 +90,28 @@ class GPTConfig:
     dropout: float = 0.0
 
     def __post_init__(self):
-        # 1. Check sizes first: the rules below divide by them. None stands for "as the other fields say".
+        # 1. Check sizes first: the rules below divide by them. None stands for "as the other fields say", and
+        # for no window.
         for name in (
             "vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff",
-            "max_seq_len",
+            "max_seq_len", "sliding_window",
         ):
-            size, open_to_choice = getattr(self, name), name in ("num_kv_heads", "head_dim")
-            if not (size is None and open_to_choice) and (type(size) is not int or size < 1):
+            size, may_be_none = getattr(self, name), name in ("num_kv_heads", "head_dim", "sliding_window")
+            if not (size is None and may_be_none) and (type(size) is not int or size < 1):
                 raise ValueError(f"{name} is {size!r}: it must be a whole number above 0")
 
-        # 2. Fill in what follows from other fields. A frozen dataclass wants it said this way.
+        # 2. Check the kinds of the others. They may come from anybody's config.json, which can hold texts too.
+        for name in ("tie_embeddings", "qkv_bias", "qk_norm"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: it must be true or false")
+        for name in ("norm_eps", "rope_theta", "dropout"):
+            check_number(name, getattr(self, name))
+
+        # 3. Fill in what follows from other fields. A frozen dataclass wants it said this way.
         if self.num_kv_heads is None:
             object.__setattr__(self, "num_kv_heads", self.num_heads)
 
-        # 3. Cut a token's vector into equal heads. A rest would be numbers that no head ever sees.
+        # 4. Cut a token's vector into equal heads. A rest would be numbers that no head ever sees.
         if self.head_dim is None:
             if self.d_model % self.num_heads:
                 raise ValueError(
@@ -76,7 +120,7 @@ class GPTConfig:
                 )
             object.__setattr__(self, "head_dim", self.d_model // self.num_heads)
 
-        # 4. Name the one rule that is broken, and what would mend it.
+        # 5. Name the one rule that is broken, and what would mend it.
         rules = {
             f"head_dim {self.head_dim} is odd: RoPE turns pairs, choose an even one": self.head_dim % 2 == 0,
             f"num_heads {self.num_heads} is not divisible by num_kv_heads {self.num_kv_heads}: change one":
@@ -84,22 +128,14 @@ class GPTConfig:
             f"norm_eps {self.norm_eps} is not above 0: 1e-5 is a usual value": self.norm_eps > 0,
             f"rope_theta {self.rope_theta} is not above 0: 10000.0 is a usual value": self.rope_theta > 0,
             f"dropout {self.dropout} is outside [0, 1): 0.1 is a usual value": 0 <= self.dropout < 1,
-            f"sliding_window {self.sliding_window} is below 1: leave it out for full attention":
-                self.sliding_window is None or self.sliding_window > 0,
         }
         for message, holds in rules.items():
             if not holds:
                 raise ValueError(message)
 
-        # 5. Check the scaling of positions, which has fields of its own. It may come from anybody's
-        # config.json, and a missing number would otherwise show only once the angles are computed.
-        kind = (self.rope_scaling or {"rope_type": "default"}).get("rope_type")
-        missing = sorted(ROPE_SCALING_FIELDS.get(kind, set()) - (self.rope_scaling or {}).keys())
-        if kind not in ROPE_SCALING_FIELDS or missing:
-            raise ValueError(
-                f"rope_scaling {self.rope_scaling}: rope_type must be one of {', '.join(ROPE_SCALING_FIELDS)}"
-                + (f", and {kind} needs {', '.join(missing)}" if missing else "")
-            )
+        # 6. Check the scaling of positions, which has fields of its own.
+        if self.rope_scaling is not None:
+            check_rope_scaling(self.rope_scaling)
 
     def resized(self, **changes) -> "GPTConfig":
         """Return this config with some fields changed, and those that follow from them worked out anew.

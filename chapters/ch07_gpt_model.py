@@ -112,7 +112,8 @@ class GPT(nn.Module):
     def from_pretrained(cls, folder: str | Path) -> "GPT":
         """Return the trained model of a Hugging Face folder, in float32, ready to generate.
 
-        Raises ValueError, naming the file and the rule, when the folder does not hold a model known here.
+        A name such as ORG/NAME in place of a folder is looked up on the hub (`ch07_hub.py`). Raises ValueError,
+        naming the file and the rule, when the folder does not hold a model known here.
         """
         from chapters.ch07_pretrained import load_model
 

@@ -220,9 +220,10 @@ def stream_text(
     longest = max((len(s) for s in stops), default=1) - 1
     letters = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
-    # 2. Take bytes in; the decoder keeps an unfinished letter for the next token.
+    # 2. Take bytes in; the decoder keeps an unfinished letter for the next token. Published models may have a few
+    # rows more than there are tokens, to make a round number: they say nothing.
     for token in ids:
-        text += letters.decode(tokenizer.vocab[token])
+        text += letters.decode(tokenizer.vocab.get(token, b""))
 
         # 3. Stop at the earliest stop string; what came before it is still said.
         found = min((at for s in stops if (at := text.find(s)) >= 0), default=-1)
@@ -248,7 +249,7 @@ def stream_story(
 ) -> Iterator[str]:
     """Yield what the model says after `text`, piece by piece, until it ends its document.
 
-    The model hears an end token first, as it did before every document it was trained on.
+    The model hears first what stood before every document it was trained on: here, the end of the one before.
     """
-    ids = [tokenizer.eot_id, *tokenizer.encode(text)]
-    return stream_text(tokenizer, generate(model, ids, config, [tokenizer.eot_id]), stop_strings)
+    ids = [*tokenizer.start_ids, *tokenizer.encode(text)]
+    return stream_text(tokenizer, generate(model, ids, config, tokenizer.stop_ids), stop_strings)

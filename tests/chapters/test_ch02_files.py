@@ -75,7 +75,7 @@ def damage(*keys: str, value: object):
     damage("model", "vocab", "▁the", value=999), damage("model", "vocab", "zzz", value=999),
     damage("model", "merges", value=None), damage("model", "merges", value=["a"]),
     damage("model", "merges", value=[[1, 2]]), damage("model", "merges", value=[["zz", "q"]]),
-    damage("model", "byte_fallback", value=True), damage("normalizer", value={"type": "NFC"}),
+    damage("model", "byte_fallback", value=True), damage("normalizer", value={"type": "NFKC"}),
     damage("added_tokens", value=[{}]), damage("added_tokens", value=7),
     damage("pre_tokenizer", value=None), damage("pre_tokenizer", value={"type": "Whitespace"}),
     damage("pre_tokenizer", "add_prefix_space", value=True),
