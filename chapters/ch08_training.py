@@ -9,7 +9,8 @@ One step, repeated some thousand times:
 
 `cross_entropy`, `clip_gradients` and `AdamW` are written out here and tested against PyTorch's, which
 the `Trainer` uses because they are fused into fewer passes over memory. `ch08_scale.py` picks device,
-number format and compiler; chapter 9 makes the trained model speak.
+number format and compiler, `ch08_checkpoint.py` keeps what a killed run needs to go on, and `ch08_guard.py`
+says what went wrong; chapter 9 makes the trained model speak.
 """
 
 import hashlib
@@ -296,10 +297,14 @@ class Trainer:
 
     def _diagnosis(self, metrics: dict) -> str:
         """Return in one line at which step the numbers exploded, how, and in which tensor first."""
+        # 1. Compute the batch once more, with a look into the model.
         parts = self.config.grad_accum_steps
         batches = (self._batch(self.step * parts + part) for part in range(parts))
         tensor = first_bad_tensor(self.model, batches, self.loss_on)
-        facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in metrics.items() if value is not None)
+
+        # 2. Tell what was known before, and what to do.
+        known = {name.replace("_", " "): value for name, value in metrics.items() if value is not None}
+        facts = ", ".join(f"{name} {value:.6g}" for name, value in known.items())
         return (f"the run exploded at {facts}; the first tensor that went bad is {tensor}. The last checkpoint is as "
                 f"it was. Begin anew with a --learning-rate below {self.config.learning_rate} or longer --warmup-steps")
 

@@ -89,11 +89,12 @@ class Watched:
     """A running `main.py`, and what it is doing."""
 
     def __init__(self, arguments: list[str], folder: Path, **environment: str):
-        self.note = folder / "doing"
+        self.note, self.out = folder / "doing", folder / "out"
         self.note.write_text("")
         command = [sys.executable, "-c", WATCHED, str(self.note), *arguments]
-        self.process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT | environment, text=True,
-                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+        with open(self.out, "w") as out:
+            self.process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT | environment, stdout=out,
+                                            stderr=subprocess.STDOUT, start_new_session=True)
 
     def doing(self) -> str:
         return self.note.read_text().strip()
@@ -107,8 +108,8 @@ class Watched:
         """Send a signal; return what it was doing, what it said, and its exit code."""
         doing = self.doing()
         self.process.send_signal(number)
-        out, _ = self.process.communicate(timeout=300)
-        return doing, out, self.process.returncode
+        code = self.process.wait()
+        return doing, self.out.read_text(), code
 
 
 def finish(folder: Path) -> None:
@@ -124,8 +125,8 @@ def finish(folder: Path) -> None:
 def kill_twenty_times(run: list[str], folder: Path, seed: int, longest: float, **environment: str) -> dict[str, int]:
     """Kill a run and its resumed selves at moments drawn from a seed; return how often it was doing what.
 
-    Every second moment lies somewhere in the whole time that a process takes; the others a little after it
-    has begun to do something chosen by lot. The last few may come after the last step.
+    Every second moment lies a little after the run has begun to do something chosen by lot; the others up to a
+    sixth of `longest` after it has begun to work, and the last ones anywhere until its end.
     """
     drawn, deaths = random.Random(seed), {}
     early = ["starting", "measuring", "a step", "evaluating", "speaking", "saving"]
@@ -136,9 +137,8 @@ def kill_twenty_times(run: list[str], folder: Path, seed: int, longest: float, *
         if not going:
             shutil.rmtree(folder, ignore_errors=True)
         watched = Watched(["train", "--resume", str(folder)] if going else run, folder.parent, **environment)
-        if number % 2:
-            watched.wait_for(drawn.choice(early if number < 16 else late))
-        time.sleep(drawn.uniform(0, 0.03 if number % 2 else longest))
+        watched.wait_for(drawn.choice(early if number < 16 else late) if number % 2 else "measuring")
+        time.sleep(drawn.uniform(0, 0.03 if number % 2 else longest / 6 if number < 16 else longest))
         doing, out, code = watched.stop(signal.SIGKILL)
         assert code in (-signal.SIGKILL, 0), out[-1000:]
         if code:
@@ -151,11 +151,12 @@ def kill_twenty_times(run: list[str], folder: Path, seed: int, longest: float, *
 @pytest.mark.parametrize(("optimizer", "seed"), [("muon", 1), ("adamw", 2)])
 def test_a_run_killed_twenty_times_ends_with_the_very_weights_of_an_undisturbed_one(text, tmp_path, optimizer, seed):
     whole, broken = tmp_path / "whole" / "run", tmp_path / "broken" / "run"
-    began = time.monotonic()
     for folder in (whole.parent, broken.parent):
         folder.mkdir()
-    command = [sys.executable, "main.py", *settings(text, whole, 150, optimizer=optimizer)]
-    subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True)
+    undisturbed = Watched(settings(text, whole, 150, optimizer=optimizer), tmp_path)
+    undisturbed.wait_for("measuring")
+    began = time.monotonic()
+    assert undisturbed.process.wait() == 0
     longest = time.monotonic() - began
     deaths = kill_twenty_times(settings(text, broken, 150, optimizer=optimizer), broken, seed, longest)
     finish(broken)
@@ -297,7 +298,7 @@ def test_a_run_that_explodes_stops_with_a_diagnosis(text, tmp_path, optimizer, c
     wild = settings(text, tmp_path / "run", 30, optimizer=optimizer, learning_rate=1e37, warmup_steps=0)
     assert main.main(wild) == 2
     line = refusal(capsys)
-    for words in ("exploded at step", "learning rate 1e+37", "gradient norm", "went bad is the"):
+    for words in ("exploded at step", "learning rate 9", "gradient norm", "went bad is the"):
         assert words in line
     assert "--learning-rate below 1e+37" in line
     assert "nan" not in (tmp_path / "run" / "metrics.jsonl").read_text().lower()

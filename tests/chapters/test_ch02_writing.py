@@ -38,6 +38,14 @@ def test_a_refused_write_leaves_the_file_as_it_was_and_nothing_else(tmp_path, wr
     assert total >= 4
 
 
+def test_a_file_gets_its_name_after_the_disk_has_it(tmp_path):
+    with BrokenDisk(tmp_path) as disk:
+        write_atomically(tmp_path / "note", "text")
+        append_durably(tmp_path / "log", "line")
+    assert disk.calls[:5] == ["open note.partial", "write", "flush", "fsync", "replace"]
+    assert disk.calls[5:] == ["open log", "write", "flush", "fsync"]
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 def test_a_disk_that_is_really_full_is_named_with_the_file():
     with pytest.raises(OSError, match=r"/dev/full cannot be written \(No space left on device\)"):
