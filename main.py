@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import json
 import shlex
+import signal
 import sys
 import typing
 from pathlib import Path
@@ -27,6 +28,9 @@ from corpora.stories import OPENING
 ROOT = Path(__file__).resolve().parent
 RUNS, STORYTELLER = ROOT / "runs", ROOT / "models" / "storyteller"
 PROMPT = OPENING
+
+# The exit code of a run that was stopped by Ctrl-C or SIGTERM, as shells give it.
+INTERRUPTED = 130
 
 
 def add_fields(parser: argparse.ArgumentParser, config: type, title: str) -> None:
@@ -206,21 +210,25 @@ def run_train(args: argparse.Namespace) -> int:
     """Train a model, watch it learn, write the run folder, and let the model speak."""
     from chapters.ch10_journey import Journey
 
-    # 1. Go on with an old run, or settle all settings of a new one: a contradiction must not cost three minutes.
+    # 1. Go on with an old run. A setting that it would not heed is refused, not passed over in silence.
     if args.resume:
+        given = [*chosen(GPTConfig, args), *chosen(TrainConfig, args)]
+        if given:
+            raise ValueError(f"--resume keeps the run's own settings: leave out {', '.join(given)}, or begin a new run")
         journey = Journey.resume(args.resume)
+    # 2. Or settle all settings of a new one: a contradiction must not cost three minutes.
     else:
         model_config = sized(args)
         train_config = TrainConfig(**chosen(TrainConfig, args))
         command = shlex.join(["python", "main.py", *sys.argv[1:]])
-        # 2. Begin it in a folder of its own.
+        # 3. Begin it in a folder of its own.
         name = args.name or f"{short_name(args.data)}-{args.preset}"
         journey = Journey.begin(args.data, name, model_config, train_config, RUNS, command, args.text_field, args.clean)
-    # 3. Train, then tell.
+    # 4. Train, then tell.
     finished = journey.train()
     if finished:
         journey.tell(count=3)
-    return 0 if finished else 130
+    return 0 if finished else INTERRUPTED
 
 
 # What each command does.
@@ -236,7 +244,13 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    # 2. Leave quietly when asked to.
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return INTERRUPTED
 
 
 if __name__ == "__main__":
+    # A computing centre ends a job by SIGTERM: here it does what Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

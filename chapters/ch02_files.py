@@ -13,7 +13,6 @@ nothing: whatever is missing, damaged or of another kind ends in one line that n
 import dataclasses
 import json
 import math
-import os
 from itertools import pairwise, takewhile
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import tiktoken
 
 from chapters.ch02_merges import Pair, glue
 from chapters.ch02_splitting import DIGITS_PATTERN, GPT2_PATTERN
+from chapters.ch02_writing import replacing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,14 +133,8 @@ def _write_json(path: Path, content: dict) -> None:
 
     Letters such as Ġ are written as they are, so that the file can be read by eye.
     """
-    # 1. Write a new file and flush it, so that a power cut leaves the old one as it was.
-    fresh = path.with_name(path.name + ".new")
-    with open(fresh, "w", encoding="utf-8") as file:
-        json.dump(content, file, ensure_ascii=False, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    # 2. Put it in the old one's place. The system does this in one step, which cannot be half done.
-    os.replace(fresh, path)
+    with replacing(path) as file:
+        file.write(json.dumps(content, ensure_ascii=False, indent=1).encode("utf-8"))
 
 
 def read_json(path: Path) -> tuple[Path, dict]:

@@ -18,59 +18,20 @@ family and in both directions.
 import contextlib
 import dataclasses
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from chapters.ch02_writing import write_atomically
 from chapters.ch07_families import config_from_hf, config_to_hf, tensor_shapes, to_hf_name
 from chapters.ch07_gpt_model import GPT, GPTConfig
 from chapters.ch07_hub import model_folder
+from chapters.ch07_safetensors import save_tensors
 
 # The largest table of positions that is made. The longest published contexts need less, and what asks for more
 # is a mistake, or malice.
 ROPE_TABLE_BYTES = 1 << 32
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a path to write to, and put what was written there in the place of `path` once it is complete.
-
-    A crash leaves the old file or the new one, never half of one.
-    """
-    # 1. Let the caller write beside the old file. If that fails, the lines below are never reached.
-    partial = path.with_name(path.name + ".partial")
-    yield partial
-
-    # 2. Wait until the disk has it all, then change the name, which the system does in one step. The other
-    # way round, a power cut could leave the new name on an empty file.
-    with open(partial, "rb+") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file in UTF-8 so that a crash leaves the old one or the new one, never half of one."""
-    with _replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
-def save_tensors(
-    tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None
-) -> None:
-    """Write a safetensors file so that a crash leaves the old one or the new one, never half of one.
-
-    Such a file is eight bytes that hold a length, a JSON text of that length (for each tensor its name,
-    dtype, shape and place) and the numbers, one tensor after the other. `metadata`, texts by name, goes into
-    the JSON text. No two tensors may share memory.
-    Source: the file's format is that of the `safetensors` library.
-    """
-    with _replacing(path) as partial:
-        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(whole, partial, metadata=metadata)
 
 
 def save_model(
@@ -79,8 +40,10 @@ def save_model(
     """Write `config.json`, `generation_config.json` and `model.safetensors` into `folder`, made if missing.
 
     `end_token` is the id at which readers of the folder stop, and with which a text begins. The tokenizer is
-    saved by its own class, into the same folder. Raises ValueError when no published family
-    has this combination of fields; nothing is written then.
+    saved by its own class, into the same folder. A crash between two files leaves a folder without weights, or
+    the old ones; a crash within a file leaves that file as it was.
+    Raises ValueError when no published family has this combination of fields; nothing is written then. Raises
+    OSError when the disk is full or the folder is closed.
     """
     # 1. Prepare both texts first: what cannot be described must not leave half a folder.
     ends = {"bos_token_id": end_token, "eos_token_id": end_token, "pad_token_id": end_token}
@@ -95,10 +58,11 @@ def save_model(
     if model.config.tie_embeddings:
         del tensors["lm_head.weight"]
 
-    # 3. Write each file whole. "pt" tells readers that the tensors are PyTorch's; some refuse a file without.
-    save_tensors(tensors, folder / "model.safetensors", {"format": "pt"})
+    # 3. Write each file whole, the numbers last: a new folder that has them has everything. "pt" tells readers
+    # that the tensors are PyTorch's; some refuse a file without.
     write_atomically(folder / "config.json", json.dumps(config, indent=2) + "\n")
     write_atomically(folder / "generation_config.json", json.dumps(generation, indent=2) + "\n")
+    save_tensors(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
 def load_model(cls: type[GPT], folder: str | Path) -> GPT:

@@ -11,19 +11,19 @@ import json
 import math
 from pathlib import Path
 
-from chapters.ch07_pretrained import write_atomically
+from chapters.ch02_writing import explained, replacing, write_atomically
 
 
 def new_run_folder(root: Path, name: str) -> Path:
     """Make and return `root/name`, or `root/name-2`, `-3`, … if that exists: no run overwrites another.
 
-    Raises ValueError when the numbers run out.
+    Raises ValueError when the numbers run out, and OSError where no folder may be made.
     """
     # 1. Try names until one is free. Making the folder is the test: to look first and make it later would
     # leave a moment in which another run can take it.
     for number in range(1, 10000):
         folder = root / (name if number == 1 else f"{name}-{number}")
-        with contextlib.suppress(FileExistsError):
+        with explained(folder), contextlib.suppress(FileExistsError):
             folder.mkdir(parents=True)
             return folder
     raise ValueError(f"{root} holds 9999 runs called {name}: give another --name, or remove old runs")
@@ -89,8 +89,8 @@ def draw_loss_curve(
     axes.grid(alpha=0.3)
     axes.legend(loc="upper center")
     figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
+    with replacing(path) as file:
+        figure.savefig(file, format=path.suffix[1:])
 
 
 # The card of a model, in the form that Hugging Face shows: settings between dashes, then Markdown. The

@@ -14,14 +14,14 @@ The parts of a step stand in the order of a run: the loss, the gradient's length
 held-out text, the checkpoint, and the `Trainer` that calls them all.
 
 `cross_entropy`, `clip_gradients` and `AdamW` are written out here and tested against PyTorch's, which
-the `Trainer` uses because they are fused into fewer passes over memory. `ch08_data.py` makes batches of text;
-`ch08_scale.py` picks device, number format and compiler; chapter 9 makes the trained model speak.
+the `Trainer` uses because they are fused into fewer passes over memory. `ch08_data.py` makes batches of text,
+`ch08_scale.py` picks device, number format and compiler, `ch08_checkpoint.py` keeps what a killed run needs to go
+on, and `ch08_guard.py` says what went wrong; chapter 9 makes the trained model speak.
 """
 
-import dataclasses
+import hashlib
 import json
 import math
-import signal
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -29,13 +29,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import Tensor, nn
 
+from chapters.ch02_writing import append_durably
 from chapters.ch07_gpt_model import GPT
-from chapters.ch07_pretrained import save_tensors, write_atomically
+from chapters.ch08_checkpoint import cut_logs, load_checkpoint, log_sizes, save_checkpoint
 from chapters.ch08_config import TrainConfig, cosine_warmup_lr
 from chapters.ch08_data import TokenRows, get_batch
+from chapters.ch08_guard import first_bad_tensor, stop_politely
 from chapters.ch08_muon import Muon
 from chapters.ch08_scale import autocast, choose_device, choose_dtype, compiler_pays
 
@@ -168,46 +169,6 @@ def make_optimizers(model: nn.Module, config: TrainConfig, dtype: torch.dtype) -
     return [torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True), *optimizers]
 
 
-def save_checkpoint(path: Path, model: nn.Module, optimizers: list, step: int, config: TrainConfig) -> None:
-    """Write all that a run needs to go on exactly where it stands, as one safetensors file, atomically."""
-    # 1. Collect weights, the optimizers' averages, and the state of the random numbers (dropout draws them).
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    tensors["random_state"] = torch.get_rng_state()
-    for i, optimizer in enumerate(optimizers):
-        for number, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{number}.{name}": value for name, value in state.items()}
-
-    # 2. Keep one copy of tied tensors: safetensors refuses twins.
-    if "model.lm_head.weight" in tensors and model.config.tie_embeddings:
-        del tensors["model.lm_head.weight"]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    notes = {"step": str(step), "train_config": json.dumps(dataclasses.asdict(config))}
-    save_tensors(tensors, path, notes)
-
-
-def load_checkpoint(path: Path, model: nn.Module, optimizers: list) -> int:
-    """Put a run back where `save_checkpoint` left it, and return the number of steps it has done."""
-    # 1. Read the file. It holds numbers and two short texts, no code.
-    with safe_open(path, framework="pt") as file:
-        step = int(file.metadata()["step"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
-
-    # 2. Give weights and random state back.
-    torch.set_rng_state(tensors.pop("random_state"))
-    weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-    model.load_state_dict(weights, strict=not model.config.tie_embeddings)
-
-    # 3. Rebuild the optimizers' averages from their flat names.
-    for i, optimizer in enumerate(optimizers):
-        full, prefix = optimizer.state_dict(), f"optimizer.{i}."
-        for name in (name for name in tensors if name.startswith(prefix)):
-            number, field = name.removeprefix(prefix).split(".")
-            full["state"].setdefault(int(number), {})[field] = tensors[name]
-        # 4. Let the optimizer take them: it checks that they fit its parameters.
-        optimizer.load_state_dict(full)
-    return step
-
-
 class Trainer:
     """The loop that turns a random GPT into a trained one, and writes down how it went.
 
@@ -229,11 +190,20 @@ class Trainer:
         self.loss_of = torch.compile(self.loss_on) if self.compiled else self.loss_on
         self.step, self.stop_requested, self.last_score = 0, False, math.nan
 
+        # 3. Remember since the last evaluation: the losses, and the seconds spent on steps alone.
+        self.losses, self.seconds = [], 0.0
+        self.checkpoint = self.run_folder / "checkpoint" / "state.safetensors"
+
     def loss_on(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the loss of one batch as a single number with a gradient."""
         with autocast(self.device, self.dtype):
             logits = self.model(x)  # (B, T, V)
         return F.cross_entropy(logits.float().flatten(0, 1), y.flatten())
+
+    def _batch(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return one batch of the run, on the device."""
+        x, y = get_batch(self.train_rows, index, self.config.batch_size, self.config.seed)
+        return x.to(self.device), y.to(self.device)
 
     def gradient(self, step: int) -> float:
         """Leave the gradient of one step's whole batch in the parameters, and return the batch's loss.
@@ -244,9 +214,9 @@ class Trainer:
         # 1. Read each part of the batch.
         total, parts = 0.0, self.config.grad_accum_steps
         for part in range(parts):
-            x, y = get_batch(self.train_rows, step * parts + part, self.config.batch_size, self.config.seed)
+            x, y = self._batch(step * parts + part)
             # 2. Add its gradient to what is there.
-            loss = self.loss_of(x.to(self.device), y.to(self.device)) / parts
+            loss = self.loss_of(x, y) / parts
             loss.backward()
             total += loss.item()
         return total
@@ -264,16 +234,32 @@ class Trainer:
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = rate
 
-        # 2. Find the gradient, and clip it.
+        # 2. Find the gradient, and clip it. Refuse one that is no number: it would spoil every weight.
         loss = self.gradient(self.step)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip).item()
+        metrics = {"step": self.step + 1, "loss": loss, "learning_rate": rate, "gradient_norm": norm}
+        if not math.isfinite(loss + norm):
+            raise ValueError(self._diagnosis(metrics))
 
         # 3. Move, and forget the gradient: a leftover would leak into the next step.
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return {"step": self.step, "loss": loss, "learning_rate": rate, "gradient_norm": norm.item()}
+        return metrics
+
+    def _diagnosis(self, metrics: dict) -> str:
+        """Return in one line at which step the numbers exploded, how, and in which tensor first."""
+        # 1. Compute the batch once more, with a look into the model.
+        parts = self.config.grad_accum_steps
+        batches = (self._batch(self.step * parts + part) for part in range(parts))
+        tensor = first_bad_tensor(self.model, batches, self.loss_on)
+
+        # 2. Tell what was known before, and what to do.
+        known = {name.replace("_", " "): value for name, value in metrics.items() if value is not None}
+        facts = ", ".join(f"{name} {value:.6g}" for name, value in known.items())
+        return (f"the run exploded at {facts}; the first tensor that went bad is {tensor}. The last checkpoint is as "
+                f"it was. Begin anew with a --learning-rate below {self.config.learning_rate} or longer --warmup-steps")
 
     def evaluate(self) -> float:
         """Return the bits per byte on the held-out documents."""
@@ -281,42 +267,53 @@ class Trainer:
 
     def save(self) -> None:
         """Write the checkpoint from which this run can go on."""
-        path = self.run_folder / "checkpoint" / "state.safetensors"
-        save_checkpoint(path, self.model, self.optimizers, self.step, self.config)
+        save_checkpoint(self.checkpoint, self.model, self.optimizers, self.step, self.config, losses=self.losses,
+                        seconds=self.seconds, logs=log_sizes(self.run_folder), last_score=self.last_score,
+                        text=self._text_mark())
+
+    def _text_mark(self) -> str:
+        """Return a mark of the text: its first batch depends on every row's number and on the rows drawn."""
+        x, y = get_batch(self.train_rows, 0, self.config.batch_size, self.config.seed)
+        return hashlib.sha256(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest()
 
     def resume(self) -> None:
-        """Go back to the last checkpoint, and drop the metrics written after it."""
-        # 1. Load, then keep the lines of the past only: the rest, and the look before step 1, will be written again.
-        self.step = load_checkpoint(self.run_folder / "checkpoint" / "state.safetensors", self.model, self.optimizers)
-        path = self.run_folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= self.step > 0]
-        write_atomically(path, "".join(line + "\n" for line in kept))
+        """Go back to the last checkpoint, or to the beginning where there is none yet, and forget what came after it.
+
+        Raises ValueError when the checkpoint is damaged, or the text is not the one that this run began with.
+        """
+        # 1. Load. A run that was stopped before its first step looks at the untrained model again.
+        notes = load_checkpoint(self.checkpoint, self.model, self.optimizers) if self.checkpoint.exists() else {}
+        if notes and notes["text"] != self._text_mark():
+            raise ValueError(f"the text is not the one that {self.run_folder} began with: bring it back, or train anew")
+        self.step = notes.get("step", 0)
+
+        # 2. Keep the logs of the past only: the rest will be written again.
+        cut_logs(self.run_folder, notes["logs"] if self.step else {})
+        if self.step:
+            self.losses, self.seconds = notes["losses"], notes["seconds"]
+            self.last_score = notes["last_score"]
 
     def train(self, bar=None) -> bool:
         """Train until `max_steps`; return True when finished, False when interrupted (and saved).
 
-        Ctrl-C ends the run after the step in progress, so that weights and averages always belong together.
+        Ctrl-C or SIGTERM ends the run after the step in progress, so that weights and averages always belong together.
         """
-        # 1. Turn an interrupt into a polite request.
-        previous = signal.signal(signal.SIGINT, self._request_stop)
+        # 1. Turn an interrupt into a polite request. Save in every case: at the end to go on with more steps,
+        # at an interrupt to go on at all.
         self.model.train()
-        try:
+        with stop_politely(self._request_stop):
             self._loop(bar)
-        finally:
-            signal.signal(signal.SIGINT, previous)
-        # 2. Save in every case: at the end to go on with more steps, at an interrupt to go on at all.
-        self.save()
+            self.save()
         return self.step >= self.config.max_steps
 
     def _request_stop(self, *_) -> None:
-        """Remember that somebody pressed Ctrl-C."""
+        """Remember that somebody wants the run to stop."""
         self.stop_requested = True
 
     def _loop(self, bar) -> None:
         """Step, evaluate, save, until done or asked to stop."""
-        # 1. Count tokens and the seconds spent on steps alone, for an honest speed.
-        c, losses, seconds = self.config, [], 0.0
+        # 1. Look at the untrained model first. Tokens are counted for an honest speed.
+        c = self.config
         tokens_per_step = c.batch_size * self.train_rows.context * c.grad_accum_steps
         if self.step == 0:
             self._record({"step": 0, "tokens_per_second": None, "loss": None})
@@ -324,31 +321,32 @@ class Trainer:
         while self.step < c.max_steps and not self.stop_requested:
             began = time.perf_counter()
             metrics = self.train_step()
-            seconds += time.perf_counter() - began
-            losses.append(metrics["loss"])
+            self.seconds += time.perf_counter() - began
+            self.losses.append(metrics["loss"])
 
             # 3. Show how it goes.
-            speed = tokens_per_step * len(losses) / seconds
+            speed = tokens_per_step * len(self.losses) / self.seconds
             if bar is not None:
-                bar.set_postfix_str(self._summary(losses, speed), refresh=False)
+                bar.set_postfix_str(self._summary(speed), refresh=False)
                 bar.update()
             # 4. Examine the model at intervals.
             if self.evaluation_due():
-                self._record(metrics | {"loss": float(np.mean(losses)), "tokens_per_second": round(speed)})
-                losses, seconds = [], 0.0
+                self._record(metrics | {"loss": float(np.mean(self.losses)), "tokens_per_second": round(speed)})
+                self.losses, self.seconds = [], 0.0
             # 5. Save rarely: a checkpoint is three times as large as the model.
             if self.step % c.checkpoint_every == 0:
                 self.save()
 
-    def _summary(self, losses: list[float], speed: float) -> str:
+    def _summary(self, speed: float) -> str:
         """Return what stands beside the progress bar: loss, last validation, speed."""
-        return f"loss {np.mean(losses[-20:]):.3f}, held-out {self.last_score:.3f} bits/byte, {speed:,.0f} tokens/s"
+        return f"loss {np.mean(self.losses[-20:]):.3f}, held-out {self.last_score:.3f} bits/byte, {speed:,.0f} tokens/s"
 
     def _record(self, metrics: dict) -> None:
         """Measure the validation loss, let the caller add to it, and append a line to metrics.jsonl."""
         # 1. Measure, and let the caller look (a sample, a share of stories that parse).
         self.last_score = metrics["validation_bits_per_byte"] = self.evaluate()
+        if not math.isfinite(self.last_score):
+            raise ValueError(self._diagnosis(metrics))
         if self.on_evaluation is not None:
             self.on_evaluation(self, metrics)
-        with open(self.run_folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+        append_durably(self.run_folder / "metrics.jsonl", json.dumps(metrics) + "\n")

@@ -13,8 +13,10 @@ import torch
 from tqdm import tqdm
 
 from chapters.ch02_tokenization import BPETokenizer
+from chapters.ch02_writing import append_durably, write_atomically
+from chapters.ch07_families import family_of
 from chapters.ch07_gpt_model import GPT, GPTConfig, count_parameters
-from chapters.ch07_pretrained import family_of, write_atomically
+from chapters.ch08_checkpoint import same_dice
 from chapters.ch08_run import draw_loss_curve, new_run_folder, read_metrics, write_card
 from chapters.ch08_scale import tokens_per_second
 from chapters.ch08_store import TokenStore, open_store
@@ -65,6 +67,10 @@ class Journey:
               f"{rows.num_bytes / 1e6:.1f} MB in {learnt['tokens']:,} tokens of {self.bytes_per_token:.1f} bytes")
         print(f"Model  {count_parameters(self.model.config)['total']:,} parameters, context {context} tokens")
 
+        # 4. Say how to go on before anything can happen: a run that is killed says nothing more.
+        self.how_to_go_on = f"python main.py train --resume {folder}"
+        print(f"Run    {folder}: whenever it stops, it goes on with\n       {self.how_to_go_on}")
+
     @classmethod
     def begin(cls, data: str, name: str, model: GPTConfig, train: TrainConfig, runs: Path, command: str,
               text_field: str = "text", clean: bool = False) -> "Journey":
@@ -90,29 +96,29 @@ class Journey:
             raise ValueError(f"--data {data}: {there} tokens to learn from do not fill one context of "
                              f"{model.max_seq_len}; give more text, or a smaller --max-seq-len")
 
-        # 4. Write down what the run is, before it begins: an interrupted run must know.
+        # 4. Save the tokenizer, and then what the run is: a folder with settings is a run that can go on.
         folder = new_run_folder(runs, name)
         settings = {"data": data, "text_field": text_field, "clean": clean, "tokens": store.digest, "command": command,
                     "model": dataclasses.asdict(model), "train": dataclasses.asdict(train)}
-        write_atomically(folder / "settings.json", json.dumps(settings, indent=2) + "\n")
-        # 5. Save the tokenizer: without it the weights mean nothing.
         tokenizer.save(folder)
+        write_atomically(folder / "settings.json", json.dumps(settings, indent=2) + "\n")
         return cls(settings, folder, corpus, tokenizer, store)
 
     @classmethod
     def resume(cls, folder: Path) -> "Journey":
-        """Return the journey of a run folder, at its last checkpoint.
+        """Return the journey of a run folder, at its last checkpoint, or at its beginning where there is none yet.
 
         Text and tokenizer are the same again, and so is the order of the batches: the run goes on as if it
         had never stopped.
 
         Raises ValueError when the folder holds no run that can go on.
         """
-        # 1. Read the settings.
+        # 1. Read the settings. They are the last thing that is written before a run begins.
         try:
             settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
-            raise ValueError(f"--resume {folder}: no run to go on with ({error})") from error
+            TrainConfig(**settings["train"]), GPTConfig(**settings["model"]), settings["data"], settings["command"]
+        except (OSError, TypeError, KeyError, ValueError) as error:
+            raise ValueError(f"--resume {folder}: no run to go on with ({error}); begin a new one") from error
 
         # 2. Find the same text again. With another one, the run would not be the same run.
         corpus = load_corpus(settings["data"], settings["train"]["seed"], settings["text_field"], settings["clean"])
@@ -125,6 +131,10 @@ class Journey:
         # 3. Go back to the last checkpoint.
         journey = cls(settings, folder, corpus, tokenizer, store)
         journey.trainer.resume()
+        print(f"Step   {journey.trainer.step} of {journey.train_config.max_steps} is where the last checkpoint stands")
+        # 3. Remember whether the great moment has been announced.
+        lines = read_metrics(folder) if journey.trainer.step else []
+        journey.remembers = any(line.get("stories_that_parse", 0) >= 0.5 for line in lines)
         return journey
 
     def predict(self) -> None:
@@ -134,8 +144,8 @@ class Journey:
         is a range, because a laptop slows down when it gets warm, and because other programs want to work too;
         what the run computes does not depend on any of this.
         """
-        # 1. Measure without the compiler. The random numbers start afresh after it, as if nothing had been.
-        trainer, random_state = self.trainer, torch.get_rng_state()
+        # 1. Measure without the compiler.
+        trainer = self.trainer
         tokens = self.train_config.batch_size * self.model.config.max_seq_len
         print(f"\nThis machine ({torch.get_num_threads()} threads, {trainer.device.type}), steps of {tokens} tokens:")
         speeds = {dtype: self._measure(dtype, False, tokens) for dtype in (torch.float32, torch.bfloat16)}
@@ -145,7 +155,6 @@ class Journey:
         if trainer.compiled:
             used = self._measure(trainer.dtype, True, tokens)
         trainer.model.zero_grad(set_to_none=True)
-        torch.set_rng_state(random_state)
 
         # 3. Predict as a range. The optimizer, the looks and the samples come on top of the gradient, and a busy
         # machine takes its share.
@@ -190,8 +199,7 @@ class Journey:
 
         # 3. Say it above the progress bar, and keep it.
         tqdm.write(f"\n── {note}\n{text}\n", file=sys.stdout)
-        with open(self.folder / "samples.txt", "a", encoding="utf-8") as file:
-            file.write(f"── {note}\n{text}\n\n")
+        append_durably(self.folder / "samples.txt", f"── {note}\n{text}\n\n")
 
     def _remember(self, results: list[stories.ParseResult]) -> str:
         """Return in one line how many samples are stories, and a slip, if names and things do not stay right yet.
@@ -228,20 +236,38 @@ class Journey:
     def train(self) -> bool:
         """Train with a progress bar, then write the model folder; return False when interrupted.
 
-        An interrupted run has saved its state, and the reader is told how to go on.
+        An interrupted run has saved its state, and the reader is told how to go on. Raises ValueError with the
+        same advice when the disk refuses a file, and as the Trainer does.
         """
-        # 1. Predict, then train. The bar shows step, loss, speed and the time left.
-        self.predict()
-        steps = self.train_config.max_steps
-        with tqdm(total=steps, initial=self.trainer.step, unit="step", desc="training", dynamic_ncols=True) as bar:
-            finished = self.trainer.train(bar)
+        # 1. Do all there is to do. An interrupt outside of the loop finds everything saved already.
+        try:
+            finished = self._train_and_write()
+        except KeyboardInterrupt:
+            finished = False
+        except OSError as error:
+            raise ValueError(f"{error}, then go on with: {self.how_to_go_on}") from error
 
-        # 2. Write what there is to write, or say how to go on.
+        # 2. Say how to go on.
+        if not finished:
+            print(f"\nStopped at step {self.trainer.step}, and all is saved. Go on with:\n  {self.how_to_go_on}")
+        return finished
+
+    def _train_and_write(self) -> bool:
+        """Predict, train and write the model folder; return False when the training was interrupted.
+
+        Of a run that was stopped after its last step, only the writing is done.
+        """
+        # 1. Predict without touching the random numbers: the run shall not depend on whether it was predicted.
+        steps, trainer = self.train_config.max_steps, self.trainer
+        if trainer.step < steps:
+            with same_dice(trainer.device):
+                self.predict()
+
+        # 2. Train. The bar shows step, loss, speed and the time left.
+        with tqdm(total=steps, initial=trainer.step, unit="step", desc="training", dynamic_ncols=True) as bar:
+            finished = trainer.train(bar)
         if finished:
             self._write(self._examine())
-        else:
-            print(f"\nStopped at step {self.trainer.step}, and all is saved. Go on with:")
-            print(f"  python main.py train --resume {self.folder}")
         return finished
 
     def _examine(self) -> dict[str, str]:

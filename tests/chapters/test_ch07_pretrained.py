@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,10 +15,8 @@ from transformers import (
     GPT2Config,
 )
 
-from chapters import ch07_pretrained
 from chapters.ch07_families import config_from_hf, config_to_hf, family_of
 from chapters.ch07_gpt_model import GPT, GPTConfig
-from chapters.ch07_pretrained import write_atomically
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -337,32 +334,3 @@ def test_families_are_told_apart_by_their_switches():
     assert {name: family_of(config) for name, config in CONFIGS.items()} == {
         name: name.split()[0] for name in CONFIGS
     }
-
-
-@pytest.mark.parametrize("name", ["save_file", "os"])
-def test_a_crash_while_writing_leaves_the_old_folder(folder, monkeypatch, name):
-    def write_half(tensors, path, metadata):
-        path.write_bytes(b"half a file")
-        raise OSError("no space left on device")
-
-    def fail(_):
-        raise OSError("no space left on device")
-
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr(
-        ch07_pretrained, name, write_half if name == "save_file" else SimpleNamespace(fsync=fail)
-    )
-    with pytest.raises(OSError, match="no space"):
-        shaken(dataclasses.replace(CONFIGS["llama"], num_layers=1)).save_pretrained(folder)
-    assert {name: (folder / name).read_bytes() for name in before} == before
-
-
-def test_a_crash_while_writing_a_text_leaves_the_old_one(tmp_path, monkeypatch):
-    def fail(_):
-        raise OSError("no space left on device")
-
-    write_atomically(tmp_path / "note", "old: é")
-    monkeypatch.setattr(ch07_pretrained.os, "fsync", fail)
-    with pytest.raises(OSError, match="no space"):
-        write_atomically(tmp_path / "note", "new")
-    assert (tmp_path / "note").read_text(encoding="utf-8") == "old: é"
