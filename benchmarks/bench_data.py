@@ -14,7 +14,6 @@ import random
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -47,19 +46,17 @@ def write_text(path: Path, size: int) -> None:
             written += len(document) + len(END_OF_TEXT) + 2
 
 
-def train(path: Path, runs: Path, steps: int) -> tuple[float, int, dict]:
-    """Train on a file in a process of its own; return its seconds, its most memory in bytes, and its tokens' about."""
+def train(path: Path, runs: Path, steps: int) -> tuple[int, dict]:
+    """Train on a file in a process of its own; return the most memory it had, in bytes, and what its store says."""
     # 1. Leave the compiler out: it works in processes of its own.
     options = ["--preset", "nano", "--batch-size", "2", "--max-steps", str(steps), "--compile", "off", "--name", "run"]
-    began = time.perf_counter()
     result = subprocess.run([sys.executable, "-c", MEASURED, str(runs), "train", "--data", str(path), *options],
                             cwd=Path(__file__).resolve().parents[1], capture_output=True, text=True)
-    seconds = time.perf_counter() - began
     # 2. Show what went wrong, if anything did.
     if result.returncode:
         raise SystemExit(result.stdout + result.stderr)
     about = max((runs / ".tokens").glob("*/about.json"), key=lambda file: file.stat().st_mtime)
-    return seconds, int(result.stderr.split("peak memory ")[-1]), json.loads(about.read_text(encoding="utf-8"))
+    return int(result.stderr.split("peak memory ")[-1]), json.loads(about.read_text(encoding="utf-8"))
 
 
 def main() -> None:
@@ -70,7 +67,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
-    rows = [["text", "documents", "tokens", "run", "seconds", "most memory, MB"]]
+    rows = [["text", "documents", "tokens", "run", "most memory, MB"]]
 
     # 2. Train on each, and again on the large one.
     with tempfile.TemporaryDirectory() as folder:
@@ -78,10 +75,10 @@ def main() -> None:
             path = Path(folder) / f"{size}.txt"
             write_text(path, size)
             for kind in kinds:
-                seconds, peak, about = train(path, Path(folder) / "runs", args.steps)
+                peak, about = train(path, Path(folder) / "runs", args.steps)
                 counts = [about["train"][what] + about["validation"][what] for what in ("documents", "tokens")]
                 rows.append([f"{path.stat().st_size / 1e6:,.0f} MB", *(f"{count:,}" for count in counts), kind,
-                             f"{seconds:.0f}", f"{peak / 1e6:,.0f}"])
+                             f"{peak / 1e6:,.0f}"])
     write_table("data", rows)
 
 

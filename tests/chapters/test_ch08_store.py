@@ -18,7 +18,6 @@ from chapters.ch02_tokenization import BPETokenizer
 from chapters.ch08_data import TokenRows, get_batch
 from chapters.ch08_store import file_names, open_store
 from corpora.documents import DUPLICATE, TRAIN, VALIDATION, Corpus, Document, load_corpus
-from corpora.stories import generate
 from tools.source import ROOT
 
 
@@ -202,33 +201,3 @@ def test_a_sample_is_an_even_part_of_the_rows_with_their_own_bytes(store, tokeni
     ids = [token for row, n in zip(y.tolist(), some.counts, strict=True) for token in row[:n]]
     text = tokenizer.decode_bytes(token for token in ids if token != tokenizer.eot_id)
     assert some.num_bytes == len(text) < rows.num_bytes and len(rows) == len(store.rows(TRAIN, 16))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the most memory a process had is read from /proc")
-def test_ten_times_the_text_takes_hardly_more_memory(tmp_path):
-    script = textwrap.dedent("""
-        import pathlib, re, sys
-        from chapters.ch02_tokenization import BPETokenizer
-        from chapters.ch08_data import get_batch
-        from chapters.ch08_store import open_store
-        from corpora.documents import load_corpus
-        corpus = load_corpus(sys.argv[1], clean=True)
-        tokenizer = BPETokenizer.train(corpus.beginning(500_000), 400)
-        rows = open_store(pathlib.Path(sys.argv[2]), corpus, tokenizer).rows("train", 64)
-        for i in range(9):
-            get_batch(rows, i, 12, seed=0)
-        print(re.search(r"VmHWM:\\s+(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1], rows.num_bytes)
-    """)
-    peaks, sizes, told = [], [], generate(400, seed=1)
-    for megabytes in (16, 160):
-        path = tmp_path / f"{megabytes}.txt"
-        with open(path, "w", encoding="utf-8") as file:
-            for i in range(megabytes * 1_000_000 // 2500):
-                file.write(f"{i} " + " ".join(told[(i * k) % 400] for k in (1, 3, 7, 11)) + "<|endoftext|>")
-        command = [sys.executable, "-c", script, str(path), str(tmp_path / "cache")]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-        peak, size = map(int, result.stdout.split())
-        peaks.append(peak * 1024)
-        sizes.append(size)
-    assert peaks[1] - peaks[0] < (sizes[1] - sizes[0]) / 3
