@@ -128,20 +128,28 @@ def test_the_last_score_is_known_after_a_resume(run, tmp_path):
     assert score == ours.last_score == read_metrics(tmp_path / "run")[-1]["validation_bits_per_byte"]
 
 
-def test_a_speed_after_a_resume_counts_the_seconds_of_all_its_steps(run, tmp_path, monkeypatch):
-    clock = iter(range(1000))
-    monkeypatch.setattr("chapters.ch08_training.time.perf_counter", lambda: next(clock))
-    ours = run("run", eval_every=100, max_steps=5)
-    ours.train_step_before, ours._record = ours.train_step, lambda metrics: None
+def test_loss_and_speed_after_a_resume_are_those_of_all_steps_since_the_last_look(run, tmp_path, monkeypatch):
+    def tick(seconds: int) -> None:
+        clock = iter(range(0, 1000, seconds))
+        monkeypatch.setattr("chapters.ch08_training.time.perf_counter", lambda: next(clock))
+
+    rare = {"eval_every": 100, "max_steps": 5}
+    tick(1)
+    assert run("whole", **rare).train()
+    ours = run("run", **rare)
+    step = ours.train_step
 
     def stop_after_two() -> dict:
         ours.stop_requested = ours.step == 1
-        return ours.train_step_before()
+        return step()
 
     ours.train_step = stop_after_two
-    assert ours.train() is False
-    assert resumed(run("run", eval_every=100, max_steps=5)).train()
-    assert [line["tokens_per_second"] for line in read_metrics(tmp_path / "run")] == [4 * 16]
+    assert ours.train() is False and ours.step == 2
+    tick(3)
+    assert resumed(run("run", **rare)).train()
+    lines = [read_metrics(tmp_path / name)[-1] for name in ("whole", "run")]
+    assert lines[0]["loss"] == lines[1]["loss"]
+    assert [line["tokens_per_second"] for line in lines] == [4 * 16, round(5 * 4 * 16 / (2 * 1 + 3 * 3))]
 
 
 # Asked to stop.
