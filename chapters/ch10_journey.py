@@ -91,7 +91,7 @@ class Journey:
         model = dataclasses.replace(model, vocab_size=tokenizer.vocab_size)
 
         # 3. Tokenize, and refuse a text that does not fill a single row: most of each would be padding.
-        store = open_store(runs / TOKENS, corpus, tokenizer)
+        store = open_store((runs / name).parent / TOKENS, corpus, tokenizer)
         if (there := store.about[TRAIN]["tokens"]) < model.max_seq_len:
             raise ValueError(f"--data {data}: {there} tokens to learn from do not fill one context of "
                              f"{model.max_seq_len}; give more text, or a smaller --max-seq-len")
@@ -116,23 +116,25 @@ class Journey:
         # 1. Read the settings. They are the last thing that is written before a run begins.
         try:
             settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-            TrainConfig(**settings["train"]), GPTConfig(**settings["model"]), settings["data"], settings["command"]
+            TrainConfig(**settings["train"]), GPTConfig(**settings["model"]), settings["command"]
+            data, text_field, clean, tokens = (settings[key] for key in ("data", "text_field", "clean", "tokens"))
         except (OSError, TypeError, KeyError, ValueError) as error:
             raise ValueError(f"--resume {folder}: no run to go on with ({error}); begin a new one") from error
 
-        # 2. Find the same text again. With another one, the run would not be the same run.
-        corpus = load_corpus(settings["data"], settings["train"]["seed"], settings["text_field"], settings["clean"])
+        # 2. Find the same text again. With another one, the run would not be the same run, and batch number 200
+        # would hold other rows than it would have held.
+        corpus = load_corpus(data, settings["train"]["seed"], text_field, clean)
         tokenizer = BPETokenizer.load(folder)
         store = open_store(folder.parent / TOKENS, corpus, tokenizer)
-        if store.digest != settings["tokens"]:
-            raise ValueError(f"--resume {folder}: the text of --data {settings['data']} is not what it was when the "
+        if store.digest != tokens:
+            raise ValueError(f"--resume {folder}: the text of --data {data} is not what it was when the "
                              "run began; put the old text back, or begin a new run")
 
         # 3. Go back to the last checkpoint.
         journey = cls(settings, folder, corpus, tokenizer, store)
         journey.trainer.resume()
         print(f"Step   {journey.trainer.step} of {journey.train_config.max_steps} is where the last checkpoint stands")
-        # 3. Remember whether the great moment has been announced.
+        # 4. Remember whether the great moment has been announced.
         lines = read_metrics(folder) if journey.trainer.step else []
         journey.remembers = any(line.get("stories_that_parse", 0) >= 0.5 for line in lines)
         return journey

@@ -121,7 +121,7 @@ def test_every_field_of_every_config_is_a_flag(capsys):
 
 @pytest.mark.parametrize(("command", "message"), [
     (["train", "--d-model", "255"], "d_model 255 is not divisible"),
-    (["train", "--qk-norm", "--sliding-window", "9"], "no published family has this combination"),
+    (["train", "--qk-norm", "--qkv-bias"], "no published family has both"),
     (["train", "--data", "/nowhere/at/all.txt"], "/nowhere/at/all.txt"),
     (["train", "--learning-rate", "-1"], "learning_rate is -1.0"),
     (["train", "--resume", "/nowhere"], "--resume /nowhere"),

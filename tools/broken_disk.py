@@ -28,15 +28,19 @@ class BrokenDisk:
         self.open, self._patches = open, []
 
     def __enter__(self) -> "BrokenDisk":
+        """Begin to stand in for the calls."""
+        # 1. List what is stood in for.
         places = [(builtins, "open", self._open), (io, "open", self._open)]
         places += [(os, name, self._checked(name)) for name in ("replace", "truncate", "mkdir")]
         places += [(os, "fsync", self._checked("fsync", everywhere=True))]
+        # 2. Take their places.
         self._patches = [mock.patch.object(*place) for place in places]
         for patch in self._patches:
             patch.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Give the calls back."""
         for patch in self._patches:
             patch.stop()
 
@@ -57,8 +61,10 @@ class BrokenDisk:
 
     def _checked(self, name: str, everywhere: bool = False) -> Any:
         """Return the call of `os` with this name, which fails in its turn."""
+        # 1. Keep the real one.
         real = getattr(os, name)
 
+        # 2. Ask before each call whether it is the one.
         def call(path: Any, *others: Any, **options: Any) -> Any:
             if (everywhere or self._concerns(path)) and self.due(name):
                 self.fail(str(path))
@@ -91,6 +97,7 @@ class _File:
         self._file.close()
 
     def write(self, content: Any) -> int:
+        """Write, or write half and fail."""
         if self._disk.due("write"):
             self._file.write(content[: len(content) // 2])
             self._file.flush()
@@ -98,6 +105,7 @@ class _File:
         return self._file.write(content)
 
     def flush(self) -> None:
+        """Hand over to the system, or fail."""
         if self._disk.due("flush"):
             self._disk.fail(self._file.name)
         self._file.flush()
