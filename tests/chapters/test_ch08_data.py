@@ -42,6 +42,12 @@ def test_every_token_and_every_end_is_a_target_of_its_document_once(documents, t
     assert x.shape == y.shape == (len(rows), context) and x.dtype == torch.long
 
 
+def test_behind_the_last_document_are_end_tokens_and_no_text(documents, tokenizer):
+    rows = TokenRows(documents, tokenizer, 1000)
+    x, y = rows.rows(np.arange(len(rows)))
+    assert rows.counts[-1] < 1000 and set(y[-1, rows.counts[-1] :].tolist()) == {tokenizer.eot_id}
+
+
 def test_targets_are_the_inputs_moved_by_one_place_and_not_by_two(rows):
     x, y = rows.rows(np.arange(len(rows)))
     assert torch.equal(x[:, 1:], y[:, :-1])
