@@ -31,7 +31,9 @@ END_OF_TEXT = "<|endoftext|>"
 BLOCK_BYTES, LONGEST_DOCUMENT, PART_CHARACTERS = 1 << 20, 1 << 24, 1 << 18
 
 # Folders of the standard library that hold other people's packages, tests, or what is no source.
-NOT_THE_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "pydoc_data"}
+NOT_THE_LIBRARY = {
+    "site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "pydoc_data", "encodings",
+}
 
 
 class Source(NamedTuple):
