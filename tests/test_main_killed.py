@@ -122,27 +122,30 @@ def finish(folder: Path) -> None:
 # Killed.
 
 
-def kill_twenty_times(run: list[str], folder: Path, seed: int, longest: float, **environment: str) -> dict[str, int]:
+def kill_twenty_times(run: list[str], folder: Path, seed: int) -> dict[str, int]:
     """Kill a run and its resumed selves at moments drawn from a seed; return how often it was doing what.
 
-    Every second moment lies a little after the run has begun to do something chosen by lot; the others up to a
-    sixth of `longest` after it has begun to work, and the last ones anywhere until its end.
+    A moment lies a hundredth, a tenth or a whole second at most after the run has begun to do something chosen
+    by lot. The last few kills, and those of a run that has finished all the same, come after the last step.
     """
     drawn, deaths = random.Random(seed), {}
-    early = ["starting", "measuring", "a step", "evaluating", "speaking", "saving"]
+    early = ["starting", "measuring", "a step", "a step", "evaluating", "speaking", "saving"]
     late = ["saving", "examining", "writing", "telling"]
-    while (number := sum(deaths.values())) < 20:
+    for _ in range(60):
+        if (number := sum(deaths.values())) == 20:
+            break
         # A folder without settings is no run yet: its name is free again once it is removed.
-        going = (folder / "settings.json").exists()
+        going, finished = (folder / "settings.json").exists(), (folder / "README.md").exists()
         if not going:
             shutil.rmtree(folder, ignore_errors=True)
-        watched = Watched(["train", "--resume", str(folder)] if going else run, folder.parent, **environment)
-        watched.wait_for(drawn.choice(early if number < 16 else late) if number % 2 else "measuring")
-        time.sleep(drawn.uniform(0, 0.03 if number % 2 else longest / 6 if number < 16 else longest))
+        watched = Watched(["train", "--resume", str(folder)] if going else run, folder.parent)
+        watched.wait_for(drawn.choice(late if finished or number >= 16 else early))
+        time.sleep(drawn.random() * drawn.choice([0.01, 0.1, 1]))
         doing, out, code = watched.stop(signal.SIGKILL)
         assert code in (-signal.SIGKILL, 0), out[-1000:]
         if code:
             deaths[doing] = deaths.get(doing, 0) + 1
+    assert sum(deaths.values()) == 20, deaths
     return deaths
 
 
@@ -153,12 +156,10 @@ def test_a_run_killed_twenty_times_ends_with_the_very_weights_of_an_undisturbed_
     whole, broken = tmp_path / "whole" / "run", tmp_path / "broken" / "run"
     for folder in (whole.parent, broken.parent):
         folder.mkdir()
-    undisturbed = Watched(settings(text, whole, 150, optimizer=optimizer), tmp_path)
-    undisturbed.wait_for("measuring")
-    began = time.monotonic()
-    assert undisturbed.process.wait() == 0
-    longest = time.monotonic() - began
-    deaths = kill_twenty_times(settings(text, broken, 150, optimizer=optimizer), broken, seed, longest)
+    arguments = {"optimizer": optimizer, "eval_every": 30}
+    subprocess.run([sys.executable, "main.py", *settings(text, whole, 400, **arguments)], cwd=ROOT, env=ENVIRONMENT,
+                   check=True, capture_output=True)
+    deaths = kill_twenty_times(settings(text, broken, 400, **arguments), broken, seed)
     finish(broken)
     print(f"{optimizer}: killed while " + ", ".join(f"{what} {times}" for what, times in sorted(deaths.items())))
     assert traces(broken) == traces(whole)
