@@ -159,7 +159,7 @@ class MultiHeadAttention(nn.Module):
         self.value = nn.Linear(d_model, kv_dim, bias=qkv_bias)
         self.output = nn.Linear(num_heads * self.head_dim, d_model, bias=False)
 
-        # 3. Optionally bring every query and key to size 1 (QK-norm), so that no score can run away.
+        # 3. Optionally bring every query and key to a typical size of 1 (QK-norm), so that no score can run away.
         self.query_norm = HeadNorm(self.head_dim, eps=norm_eps) if qk_norm else nn.Identity()
         self.key_norm = HeadNorm(self.head_dim, eps=norm_eps) if qk_norm else nn.Identity()
 
