@@ -31,8 +31,8 @@ from chapters.ch08_training import TokenRows, TrainConfig, Trainer, bits_per_byt
 ROWS, CONTEXT, TURNS, GOAL = 12, 64, 10, 1.88
 
 # What each of our runs is trained with; the rest are the defaults.
-ADAMW = {"optimizer": "adamw", "max_steps": 800, "learning_rate": 5e-3, "warmup_steps": 20}
-MUON = {"optimizer": "muon", "max_steps": 320, "learning_rate": 2e-2, "warmup_steps": 10}
+ADAMW = {"optimizer": "adamw", "max_steps": 680, "learning_rate": 5e-3, "warmup_steps": 100, "beta2": 0.99}
+MUON = {"optimizer": "muon", "max_steps": 270, "learning_rate": 1.5e-2, "warmup_steps": 60, "beta2": 0.99}
 
 
 class Ours:

@@ -87,6 +87,12 @@ def load_model(cls: type[GPT], folder: str | Path) -> GPT:
         state = model.state_dict()
         for ours, theirs in ((name, to_hf_name(name)) for name, _ in tensor_shapes(config)):
             state[ours].copy_(stored[theirs].get_tensor(theirs))
+
+    # 4. Store tall matrices column by column. Shapes and numbers stay, but a processor multiplies one vector
+    # faster so: about half the time of a token (`benchmarks/bench_generation.py`).
+    for matrix in (weight for weight in model.parameters() if weight.dim() == 2):
+        if matrix.shape[0] > matrix.shape[1]:
+            matrix.data = matrix.data.t().contiguous().t()
     return model.eval()
 
 

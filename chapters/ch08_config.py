@@ -33,7 +33,7 @@ class TrainConfig:
     learning_rate: float = 3e-2
     final_lr_fraction: float = 0.05
     warmup_steps: int = 20
-    max_steps: int = 370
+    max_steps: int = 320
     batch_size: int = 24
     grad_accum_steps: int = 1
     weight_decay: float = 0.1
@@ -43,8 +43,8 @@ class TrainConfig:
     optimizer: str = "muon"
     dtype: str = "auto"
     compile: str = "auto"
-    eval_every: int = 50
-    checkpoint_every: int = 100
+    eval_every: int = 40
+    checkpoint_every: int = 80
     seed: int = 0
 
     def __post_init__(self):

@@ -13,27 +13,28 @@ from torch import Tensor
 ROUNDS = ((8.2872, -23.5959, 17.3004), (4.1071, -2.9478, 0.5448), (3.9487, -2.9089, 0.5518))
 
 
-def orthogonalize(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return a matrix with the directions of `matrix`, and lengths between about 0.2 and 1.9.
+def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return matrices with the directions of `matrices`, and lengths between about 0.2 and 1.9.
 
     Each round does X ← aX + (bA + cA²)X with A = XXᵀ, which changes every length s into as + bs³ + cs⁵ and no
     direction. One a hundredth as long as the whole is long enough to come into that range. So little
     exactness is asked that three rounds do, and the products may be done in bfloat16.
 
-    Shapes: (m, n) -> (m, n), in the dtype of `matrix`.
+    Shapes: N matrices of one shape, (N, m, n) -> (N, m, n), in the dtype of `matrices`.
     Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; the numbers: Amsel et
     al. 2025 (arXiv 2505.16932), algorithm 1.
     """
-    # 1. Lay the matrix on its long side (fewer multiplications) and shrink it, so that no length exceeds 1.
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
-    x = (x / (1.01 * x.norm() + 1e-7)).to(dtype)
+    # 1. Lay each matrix on its long side (fewer multiplications) and shrink it, so that no length exceeds 1.
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = (x / (1.01 * x.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(dtype)
 
-    # 2. Push all lengths towards 1 at once.
+    # 2. Push all lengths towards 1 at once. baddbmm(x, a, b, beta=β, alpha=α) is βx + αab, matrix by matrix.
     for linear, cubic, quintic in ROUNDS:
-        a = x @ x.T
-        x = linear * x + (cubic * a + quintic * a @ a) @ x
-    return (x.T if tall else x).to(matrix.dtype)
+        a = x @ x.mT
+        a = torch.baddbmm(a, a, a, beta=cubic, alpha=quintic)
+        x = torch.baddbmm(x, a, x, beta=linear)
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -52,15 +53,23 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         """Move every matrix that has a gradient."""
-        # 1. Visit each matrix with its momentum.
+        # 1. Put matrices of one shape together: a few large products are done sooner than many small ones.
         for group in self.param_groups:
-            for p in (p for p in group["params"] if p.grad is not None):
-                state = self.state[p]
-                if not state:
-                    state["momentum"] = torch.zeros_like(p)
-                # 2. Average the gradients, then look one step ahead (Nesterov).
-                state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                direction = orthogonalize(p.grad.lerp(state["momentum"], group["momentum"]), dtype=self.dtype)
-                # 3. Decay, then move.
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.sub_(direction, alpha=group["lr"] * 0.2 * max(p.shape) ** 0.5)
+            moved = [p for p in group["params"] if p.grad is not None]
+            for shape in dict.fromkeys(p.shape for p in moved):
+                self._move([p for p in moved if p.shape == shape], group)
+
+    def _move(self, parameters: list[Tensor], group: dict) -> None:
+        """Move matrices of one shape."""
+        # 1. Average the gradients of each, then look one step ahead (Nesterov).
+        ahead = []
+        for p in parameters:
+            average = self.state[p].setdefault("momentum", torch.zeros_like(p))
+            average.lerp_(p.grad, 1 - group["momentum"])
+            ahead.append(p.grad.lerp(average, group["momentum"]))
+
+        # 2. Decay, then move.
+        rate = group["lr"]
+        for p, direction in zip(parameters, orthogonalize(torch.stack(ahead), self.dtype), strict=True):
+            p.mul_(1 - rate * group["weight_decay"])
+            p.sub_(direction, alpha=rate * 0.2 * max(p.shape) ** 0.5)

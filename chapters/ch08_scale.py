@@ -52,6 +52,22 @@ def autocast(device: torch.device, dtype: torch.dtype):
     return torch.autocast(device.type, dtype=dtype)
 
 
+@contextlib.contextmanager
+def one_order(device: torch.device):
+    """Return a context in which a processor takes every sum in one order, so that the same step gives the same bits.
+
+    Compiled code would let each thread add its share to a row of the embedding's gradient whenever it is ready, and
+    with rounded numbers (a + b) + c is not a + (b + c). On a GPU nothing changes: some operations have no such order
+    there.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(before or device.type == "cpu")
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 def can_compile(device: torch.device) -> bool:
     """Return whether `torch.compile` can work: on a processor it needs a C++ compiler."""
     compiler = {"Windows": "cl"}.get(platform.system(), "g++")

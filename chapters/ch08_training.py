@@ -38,7 +38,7 @@ from chapters.ch08_config import TrainConfig, cosine_warmup_lr
 from chapters.ch08_data import TokenRows, get_batch
 from chapters.ch08_guard import first_bad_tensor, stop_politely
 from chapters.ch08_muon import Muon
-from chapters.ch08_scale import autocast, choose_device, choose_dtype, compiler_pays
+from chapters.ch08_scale import autocast, choose_device, choose_dtype, compiler_pays, one_order
 
 __all__ = ["AdamW", "TokenRows", "TrainConfig", "Trainer", "clip_gradients", "cosine_warmup_lr", "cross_entropy",
            "get_batch", "load_checkpoint", "save_checkpoint"]
@@ -215,9 +215,10 @@ class Trainer:
         total, parts = 0.0, self.config.grad_accum_steps
         for part in range(parts):
             x, y = self._batch(step * parts + part)
-            # 2. Add its gradient to what is there.
-            loss = self.loss_of(x, y) / parts
-            loss.backward()
+            # 2. Add its gradient to what is there. The order of the sums is fixed, or no run could be repeated.
+            with one_order(self.device):
+                loss = self.loss_of(x, y) / parts
+                loss.backward()
             total += loss.item()
         return total
 

@@ -21,7 +21,7 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_orthogonalizing_keeps_directions_and_levels_their_lengths(shape):
     matrix = noise(*shape)
     u, lengths, vt = torch.linalg.svd(matrix, full_matrices=False)
-    result = orthogonalize(matrix)
+    result = orthogonalize(torch.stack([noise(*shape, seed=9), matrix]))[1]
     torch.testing.assert_close(
         result, u @ torch.diag((u.mT @ result @ vt.mT).diag()) @ vt, rtol=1e-3, atol=1e-4
     )
@@ -59,9 +59,10 @@ def test_muon_equals_that_of_torch(monkeypatch, shape, dtype):
 
 
 def test_muon_in_bfloat16_levels_lengths_and_keeps_the_dtype():
-    result = orthogonalize(noise(7, 13), dtype=torch.bfloat16)
+    result = orthogonalize(noise(2, 7, 13), dtype=torch.bfloat16)
     assert result.dtype == torch.float32
-    torch.testing.assert_close(result, orthogonalize(noise(7, 13)), rtol=0.1, atol=0.05)
+    exact = orthogonalize(noise(2, 7, 13))
+    assert (result - exact).norm() < 0.1 * exact.norm()
 
 
 # Number format, compiler, settings.
@@ -108,6 +109,21 @@ def test_a_compiled_step_is_the_same_step(trainer):
     runs = [trainer(compile=setting) for setting in ("on", "off")]
     told = [[run.train_step()["loss"] for _ in range(4)] for run in runs]
     assert told[0] == pytest.approx(told[1], abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ch08_scale.can_compile(CPU), reason="needs a C++ compiler")
+def test_two_threads_in_a_hurry_give_the_same_bits(trainer):
+    # Few rows and many lookups: without one order of sums, threads meet in the same row all the time.
+    run, threads = trainer(compile="on", batch_size=64), torch.get_num_threads()
+    torch.set_num_threads(max(2, threads))
+    gradients = []
+    for _ in range(8):
+        run.gradient(0)
+        gradients.append(run.model.token_embedding.weight.grad.clone())
+        run.model.zero_grad()
+    torch.set_num_threads(threads)
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
 
 
 @pytest.mark.parametrize(
