@@ -9,6 +9,7 @@ A stream without end is read in blocks. A block may end only where the rule has 
 """
 
 import functools
+import re
 from collections.abc import Iterable, Iterator
 
 import regex
@@ -18,6 +19,11 @@ import tiktoken
 # spaces, of which the last is left to the word that follows. It is the default because every library knows
 # it by heart, and GPT-4's longer rule cuts the book's stories into no fewer tokens.
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+# The same rule for text of ASCII characters alone, where the letters are A to Z: Python's own `re` takes half the time.
+_GPT2_ASCII = re.compile(
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII
+)
 
 # The same with every digit alone, as in SmolLM2's files. There digits are taken out first and the rule is put to
 # what lies between, so the spaces before a digit stay together, as at the end of a text. (Numerals that Unicode
@@ -70,6 +76,8 @@ class WordSplitter:
             raise ValueError(f"split pattern {pattern!r} is no regular expression: {error}") from None
         if self._rule.groups:
             raise ValueError(f"split pattern {pattern!r} has a group: write (?:...) in place of (...)")
+        self._ascii_rule = _GPT2_ASCII if pattern == GPT2_PATTERN else self._rule
+
         # 2. Look for the longest special token first, so that none hides a longer one.
         names = sorted(special_tokens, key=len, reverse=True)
         if "" in names:
@@ -79,8 +87,10 @@ class WordSplitter:
 
     def words(self, text: str) -> list[str]:
         """Return the pre-tokens of a text in order; together they are the text."""
-        # 1. Take the short way where no letter is in dispute, which is nearly always.
-        if text.isascii() or newer_letters().isdisjoint(text):
+        # 1. Take a short way where no letter is in dispute, which is nearly always.
+        if text.isascii():
+            return self._ascii_rule.findall(text)
+        if newer_letters().isdisjoint(text):
             return self._rule.findall(text)
         # 2. Else cut a shadow of the text, in which U+FFFF, which is no letter, stands for each such letter.
         shadow = text.translate(dict.fromkeys(map(ord, newer_letters()), "\uffff"))

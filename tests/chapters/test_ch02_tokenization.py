@@ -220,6 +220,11 @@ def test_every_word_rule_keeps_the_whole_text(trained):
     assert all("".join(splitter.words(text)) == text for text in HARD_TEXTS)
 
 
+@given(st.text(st.one_of(st.characters(max_codepoint=127), st.sampled_from(" \n's\x1c\x85"))))
+def test_ascii_text_is_split_by_pythons_own_re_as_by_the_rule(text):
+    assert WordSplitter(GPT2_PATTERN, []).words(text) == regex.findall(GPT2_PATTERN, text)
+
+
 @given(st.text("ab", max_size=40))
 @unhurried
 def test_replaying_all_merges_is_the_same_as_gluing_by_rank(text):
