@@ -91,9 +91,9 @@ class Journey:
         tokenizer = BPETokenizer.train(corpus.beginning(TOKENIZER_CHARACTERS), model.vocab_size)
         model = dataclasses.replace(model, vocab_size=tokenizer.vocab_size)
 
-        # 3. Refuse a machine or a text that is too small, before anything is written.
-        check_machine(model, train)
+        # 3. Refuse a text or a machine that is too small, before anything is written.
         check_text(data, corpus, tokenizer, model.max_seq_len)
+        check_machine(model, train)
         store = open_store((runs / name).parent / TOKENS, corpus, tokenizer)
 
         # 4. Save the tokenizer, and then what the run is: a folder with settings is a run that can go on.

@@ -17,20 +17,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from chapters import ch08_training
-from chapters.ch02_published import open_tokenizer
+from chapters.ch02_published import SentencePieceTokenizer, open_tokenizer
 from chapters.ch02_tokenization import BPETokenizer
 from chapters.ch07_config import GPTConfig
 from chapters.ch07_gpt_model import GPT
-from chapters.ch07_safetensors import save_tensors
-from chapters.ch08_checkpoint import checksum, read_checkpoint
+from chapters.ch08_checkpoint import read_checkpoint
 from chapters.ch08_config import TrainConfig
-from chapters.ch08_data import TokenRows
 from chapters.ch08_run import read_metrics
 from chapters.ch08_store import TokenStore, open_store
-from chapters.ch08_training import Trainer
 from chapters.ch10_journey import Journey
-from corpora.documents import TRAIN, VALIDATION, Corpus, Document, load_corpus
+from corpora.documents import TRAIN, VALIDATION, Corpus, Document
 from corpora.readers import open_source
 from corpora.stories import generate
 
@@ -206,7 +202,9 @@ def speaks(folder: Path) -> None:
     if tokenizer is not None:
         for text in ("Once upon a time, 123 <|endoftext|>", "grün 🙂\n\n  é\u0301", ""):
             ids, refusal = tried(lambda text=text: tokenizer.encode(text))
-            assert refusal or (set(ids) <= tokenizer.vocab.keys() and isinstance(tokenizer.decode(ids), str))
+            if not refusal:
+                back = tokenizer.decode(ids)
+                assert isinstance(tokenizer, SentencePieceTokenizer) or tokenizer._compose or back == text
         assert all(type(number) is int for number in [*tokenizer.start_ids, *tokenizer.stop_ids])
 
 
@@ -327,23 +325,6 @@ def test_settings_of_anything_are_refused_or_go_on(data, run, run_folder):
     (run / "settings.json").write_bytes(other)
     journey, _ = tried(lambda: Journey.resume(run))
     assert journey is None or journey.trainer.step == 2
-
-
-def trainer_of(run: Path) -> Trainer:
-    """Return the trainer that the run's settings ask for, at its first step."""
-    said = json.loads((run / "settings.json").read_text(encoding="utf-8"))
-    rows = TokenRows(load_corpus(said["data"]).train, BPETokenizer.load(run), said["model"]["max_seq_len"])
-    return Trainer(GPT(GPTConfig(**said["model"])), rows, rows, TrainConfig(**said["train"]), run)
-
-
-@few
-@given(data=st.data())
-def test_a_checkpoint_with_other_notes_is_refused_or_the_same(data, run, run_folder, monkeypatch):
-    tensors, notes = read_checkpoint(run_folder / "checkpoint" / "state.safetensors")
-    texts = {name: json.dumps(note) for name, note in data.draw(changed(notes)).items()}
-    save_tensors(tensors, run / "checkpoint" / "state.safetensors", texts | {"sha256": checksum(tensors, texts)})
-    monkeypatch.setattr(ch08_training, "cut_logs", lambda folder, sizes: None)
-    tried(trainer_of(run).resume)
 
 
 @few
