@@ -12,6 +12,7 @@ PyTorch is imported after the arguments are read, so that help and mistakes answ
 import argparse
 import dataclasses
 import json
+import re
 import shlex
 import signal
 import sys
@@ -32,6 +33,36 @@ PROMPT = OPENING
 # The exit code of a run that was stopped by Ctrl-C or SIGTERM, as shells give it.
 INTERRUPTED = 130
 
+# What a run may be called: what a folder can be called on every system, and no path that leads elsewhere.
+RUN_NAME = r"\w[\w.-]{0,59}"
+
+
+class CommandLine(argparse.ArgumentParser):
+    """Reads a command line; a mistake in it ends in one line that says what to type next, and exit code 2."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        """Say what is wrong. The list of all flags, which argparse puts before it, would hide it."""
+        self.exit(2, f"error: {one_line(message)}; see: python {self.prog} --help\n")
+
+
+def one_line(message: object) -> str:
+    """Return a message without its line ends: a file's name, or a library's words, may have some."""
+    return " ".join(str(message).splitlines())
+
+
+def json_object(text: str) -> dict:
+    """Return the JSON object that was typed. Raises argparse's own error where it is none."""
+    # 1. Read it; what is nested without end is no object either.
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    # 2. Show one that would do.
+    if not isinstance(value, dict):
+        like = '{"rope_type": "linear", "factor": 2}'
+        raise argparse.ArgumentTypeError(f"{text[:99]!r} is no JSON object, such as {like}")
+    return value
+
 
 def add_fields(parser: argparse.ArgumentParser, config: type, title: str) -> None:
     """Add a flag for every field of a settings dataclass, so that flags and fields cannot differ."""
@@ -39,7 +70,7 @@ def add_fields(parser: argparse.ArgumentParser, config: type, title: str) -> Non
     group = parser.add_argument_group(title)
     for field in dataclasses.fields(config):
         kind = (typing.get_args(field.type) or (field.type,))[0]
-        typed = {"type": json.loads if kind is dict else kind, "metavar": kind.__name__.upper()}
+        typed = {"type": json_object if kind is dict else kind, "metavar": kind.__name__.upper()}
         reader = {"action": argparse.BooleanOptionalAction} if kind is bool else typed
 
         # 2. Leave unset what was not typed: then a preset or the default speaks.
@@ -74,15 +105,15 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
 def read_arguments(argv: list[str]) -> argparse.Namespace:
     """Return the command and its settings; a mistake ends in one line and exit code 2."""
     # 1. Describe the commands. Without one, the whole journey is meant.
-    parser = argparse.ArgumentParser(prog="main.py", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(prog="main.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", metavar="{train,generate,chat,info}")
     train = commands.add_parser("train", help="train a model and write a run folder")
     add_data_flags(train)
     train.add_argument("--preset", default="tiny", choices=PRESETS, help="the model's sizes, before other flags")
 
     # 2. Let a run be named, or continued.
-    train.add_argument("--name", help="name of the new folder in runs/")
+    train.add_argument("--name", help="name of the new folder among the runs")
+    train.add_argument("--runs", type=Path, metavar="FOLDER", help="where the folders of runs are, default runs/")
     train.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with an interrupted run")
     add_fields(train, GPTConfig, "model (with --qk-norm, unless the switches of another family are set)")
     add_fields(train, TrainConfig, "training")
@@ -104,7 +135,16 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     for command in (generate, chat):
         command.add_argument("--stop", action="append", default=[], help="end before this text; may be repeated")
         add_fields(command, SamplingConfig, "sampling")
-    return parser.parse_args(argv or ["train"])
+
+    # 6. Name what no flag knows, beside the command that was meant. Bytes that are no text cannot even be named.
+    args, unknown = parser.parse_known_args(argv or ["train"])
+    if unknown:
+        commands.choices.get(args.command, parser).error(f"unknown: {' '.join(unknown)}")
+    if halves := [text for text in argv if text.encode("utf-8", "replace").decode() != text]:
+        parser.error(f"{halves[0]!a} is no UTF-8 text: type it in another way")
+
+    # 7. Hand over what was understood.
+    return args
 
 
 def default_model() -> Path:
@@ -120,7 +160,6 @@ def open_model(folder: Path | None):
 
     name = folder or default_model()
     folder = model_folder(name)
-    print(f"({name.relative_to(ROOT) if name.is_relative_to(ROOT) else name} speaks)", file=sys.stderr)
 
     # 2. Open both from one folder; ids of one tokenizer mean nothing to another model. PyTorch comes last: whether
     # the folder is here at all should not cost a wait.
@@ -128,7 +167,9 @@ def open_model(folder: Path | None):
     from chapters.ch07_gpt_model import GPT
     from chapters.ch08_scale import choose_device
 
-    return GPT.from_pretrained(folder).to(choose_device()), open_tokenizer(folder)
+    model, tokenizer = GPT.from_pretrained(folder).to(choose_device()), open_tokenizer(folder)
+    print(f"({name.relative_to(ROOT) if name.is_relative_to(ROOT) else name} speaks)", file=sys.stderr)
+    return model, tokenizer
 
 
 def say(model, tokenizer, text: str, config: SamplingConfig, stop=()) -> str:
@@ -147,6 +188,8 @@ def run_generate(args: argparse.Namespace) -> int:
     """Continue a prompt, `--count` times with different seeds."""
     # 1. Check the settings before the model is loaded: a mistake should not cost a wait.
     config = SamplingConfig(**chosen(SamplingConfig, args))
+    if args.count < 1:
+        raise ValueError(f"count is {args.count}: it must be 1 or above")
     model, tokenizer = open_model(args.model)
 
     # 2. Say the prompt too: the reader wants the whole text.
@@ -206,14 +249,33 @@ def run_info(args: argparse.Namespace) -> int:
     return 0
 
 
+def name_of_run(args: argparse.Namespace, runs: Path) -> str:
+    """Return what the new run is called: as asked for, or after its text and its model.
+
+    Raises ValueError for a name that is a path, or is taken: without a name, the run would take the next free one.
+    """
+    # 1. Make one up where none is given.
+    name = f"{short_name(args.data)[:40]}-{args.preset}" if args.name is None else args.name
+    if not re.fullmatch(RUN_NAME, name):
+        raise ValueError(f"--name {name!r}: a name has at most 60 letters, digits, '.', '-' and '_', begins with a "
+                         "letter or a digit, and is no path; give the place by --runs FOLDER")
+
+    # 2. Never guess whether a run that is there was meant.
+    if args.name is not None and (runs / name).exists():
+        raise ValueError(f"--name {name}: {runs / name} exists; choose another name, or go on with it by "
+                         f"--resume {runs / name} alone")
+    return name
+
+
 def run_train(args: argparse.Namespace) -> int:
     """Train a model, watch it learn, write the run folder, and let the model speak."""
     from chapters.ch10_journey import Journey
 
     # 1. Go on with an old run. A setting that it would not heed is refused, not passed over in silence.
     if args.resume:
+        unset, of_new = read_arguments(["train"]), ("data", "text_field", "clean", "preset", "name", "runs")
         given = [*chosen(GPTConfig, args), *chosen(TrainConfig, args)]
-        if given:
+        if given := given + [name for name in of_new if getattr(args, name) != getattr(unset, name)]:
             raise ValueError(f"--resume keeps the run's own settings: leave out {', '.join(given)}, or begin a new run")
         journey = Journey.resume(args.resume)
     # 2. Or settle all settings of a new one: a contradiction must not cost three minutes.
@@ -222,8 +284,9 @@ def run_train(args: argparse.Namespace) -> int:
         train_config = TrainConfig(**chosen(TrainConfig, args))
         command = shlex.join(["python", "main.py", *sys.argv[1:]])
         # 3. Begin it in a folder of its own.
-        name = args.name or f"{short_name(args.data)}-{args.preset}"
-        journey = Journey.begin(args.data, name, model_config, train_config, RUNS, command, args.text_field, args.clean)
+        runs = args.runs or RUNS
+        name = name_of_run(args, runs)
+        journey = Journey.begin(args.data, name, model_config, train_config, runs, command, args.text_field, args.clean)
     # 4. Train, then tell.
     finished = journey.train()
     if finished:
@@ -242,15 +305,21 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return COMMANDS[args.command](args)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
-    # 2. Leave quietly when asked to.
+    # 2. Count sizes that no machine has among the mistakes.
+    except MemoryError as error:
+        print(f"error: there is not enough memory ({one_line(error)}): choose smaller sizes", file=sys.stderr)
+        return 2
+    # 3. Leave quietly when asked to.
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return INTERRUPTED
 
 
 if __name__ == "__main__":
+    # Not every terminal or file can hold every letter: one that it cannot must not end a run.
+    sys.stdout.reconfigure(errors="replace")
     # A computing centre ends a job by SIGTERM: here it does what Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

@@ -49,7 +49,7 @@ def write_text(path: Path, size: int) -> None:
 def train(path: Path, runs: Path, steps: int) -> tuple[int, dict]:
     """Train on a file in a process of its own; return the most memory it had, in bytes, and what its store says."""
     # 1. Leave the compiler out: it works in processes of its own.
-    options = ["--preset", "nano", "--batch-size", "2", "--max-steps", str(steps), "--compile", "off", "--name", "run"]
+    options = ["--preset", "nano", "--batch-size", "2", "--max-steps", str(steps), "--compile", "off"]
     result = subprocess.run([sys.executable, "-c", MEASURED, str(runs), "train", "--data", str(path), *options],
                             cwd=Path(__file__).resolve().parents[1], capture_output=True, text=True)
     # 2. Show what went wrong, if anything did.

@@ -86,15 +86,24 @@ class WordSplitter:
         self._longest_special = max(map(len, names), default=0)
 
     def words(self, text: str) -> list[str]:
-        """Return the pre-tokens of a text in order; together they are the text."""
+        """Return the pre-tokens of a text in order; together they are the text.
+
+        Raises ValueError where the rule passes over a part of the text, which would be lost.
+        """
         # 1. Take a short way where no letter is in dispute, which is nearly always.
         if text.isascii():
-            return self._ascii_rule.findall(text)
-        if newer_letters().isdisjoint(text):
-            return self._rule.findall(text)
+            words = self._ascii_rule.findall(text)
+        elif newer_letters().isdisjoint(text):
+            words = self._rule.findall(text)
         # 2. Else cut a shadow of the text, in which U+FFFF, which is no letter, stands for each such letter.
-        shadow = text.translate(dict.fromkeys(map(ord, newer_letters()), "\uffff"))
-        return [text[match.start() : match.end()] for match in self._rule.finditer(shadow)]
+        else:
+            shadow = text.translate(dict.fromkeys(map(ord, newer_letters()), "\uffff"))
+            words = [text[match.start() : match.end()] for match in self._rule.finditer(shadow)]
+
+        # 3. Lose nothing: a rule from a file may know of no digits, say.
+        if sum(map(len, words)) != len(text):
+            raise ValueError(f"split pattern {self._rule.pattern!r} passes over a part of the text: get another one")
+        return words
 
     def parts(self, text: str, allow_special: bool) -> Iterator[tuple[str, bool]]:
         """Yield the text in order as (part, is it a special token)."""

@@ -133,7 +133,8 @@ class BPETokenizer:
         # 1. Refuse a size without room for the bytes. They make every text writable.
         names = list(dict.fromkeys(special_tokens))
         if vocab_size < 256 + len(names):
-            raise ValueError(f"vocab_size {vocab_size} is too small: the bytes alone need {256 + len(names)}")
+            least = f"{256 + len(names)} or more, for the 256 bytes and the special tokens"
+            raise ValueError(f"vocab_size {vocab_size} is too small: choose {least}")
 
         # 2. Count words. All later work is done once per different word, not once per word of the text.
         splitter, word_counts = WordSplitter(pattern, names), Counter()

@@ -8,6 +8,9 @@ line and answer questions about a model in an instant. Chapter 7 builds the mode
 import dataclasses
 import math
 
+# Dice can begin at any number below this one.
+SEEDS = 1 << 63
+
 # What each kind of context scaling (chapter 4) must say about itself.
 ROPE_SCALING_FIELDS = {
     "default": set(),
@@ -22,7 +25,7 @@ def check_number(name: str, value: object) -> None:
     To Python, True is a number too, and so is nan, which no comparison ever finds wrong; here they are not.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name} is {value!r}: it must be a number")
+        raise ValueError(f"{name} is {value!r}: it must be a finite number")
 
 
 def check_rope_scaling(scaling: object) -> None:

@@ -11,6 +11,10 @@ hold numbers and nothing else: opening one cannot run anybody's code, which the 
 could. A folder may still come from anybody, so nothing is built before the sizes that config.json asks for
 are found to be the sizes of what is there.
 
+A single damaged bit is noticed in every file of numbers that was written here, by its checksum. In files from
+elsewhere it is noticed where it hits the description, or makes a number infinite or none; a number that has
+become another one is believed, and so is a config.json that still makes sense.
+
 A folder that opens is not yet a folder that is right, so tests hold the logits of both sides equal, for each
 family and in both directions.
 """
@@ -27,11 +31,14 @@ from chapters.ch02_writing import write_atomically
 from chapters.ch07_families import config_from_hf, config_to_hf, tensor_shapes, to_hf_name
 from chapters.ch07_gpt_model import GPT, GPTConfig
 from chapters.ch07_hub import model_folder
-from chapters.ch07_safetensors import save_tensors
+from chapters.ch07_safetensors import checksum, save_tensors
 
 # The largest table of positions that is made. The longest published contexts need less, and what asks for more
 # is a mistake, or malice.
 ROPE_TABLE_BYTES = 1 << 32
+
+# What can be done about a folder that cannot be opened.
+REMEDY = "get the folder again from where it comes"
 
 
 def save_model(
@@ -62,7 +69,8 @@ def save_model(
     # that the tensors are PyTorch's; some refuse a file without.
     write_atomically(folder / "config.json", json.dumps(config, indent=2) + "\n")
     write_atomically(folder / "generation_config.json", json.dumps(generation, indent=2) + "\n")
-    save_tensors(tensors, folder / "model.safetensors", {"format": "pt"})
+    notes = {"format": "pt", "sha256": checksum(sorted(tensors.items()))}
+    save_tensors(tensors, folder / "model.safetensors", notes)
 
 
 def load_model(cls: type[GPT], folder: str | Path) -> GPT:
@@ -70,7 +78,7 @@ def load_model(cls: type[GPT], folder: str | Path) -> GPT:
 
     `cls` is the class to build, GPT or one derived from it. The file may hold any floating-point format. Raises
     ValueError when a file is missing or broken, or a tensor is missing, extra or of another shape, before any
-    memory is taken for it; ConnectionError for a name that cannot be downloaded.
+    memory is taken for it, or a number is damaged; ConnectionError for a name that cannot be downloaded.
     """
     # 1. Read the sizes. A folder comes from anywhere, so whatever is wrong with it ends in one line.
     folder = model_folder(folder)
@@ -80,6 +88,7 @@ def load_model(cls: type[GPT], folder: str | Path) -> GPT:
     with contextlib.ExitStack() as stack:
         stored = _stored_tensors(folder, stack)
         config = _checked(config, stored, folder)
+        _check_numbers(stored, folder)
         model = cls(config)
 
         # 3. Fill it tensor by tensor, so that a large model is never in memory twice. Copying turns whatever the
@@ -87,9 +96,12 @@ def load_model(cls: type[GPT], folder: str | Path) -> GPT:
         state = model.state_dict()
         for ours, theirs in ((name, to_hf_name(name)) for name, _ in tensor_shapes(config)):
             state[ours].copy_(stored[theirs].get_tensor(theirs))
+            # 4. Refuse what is no number: it would spread, and the model would say whatever comes first.
+            if not state[ours].isfinite().all():
+                raise ValueError(f"{folder}: tensor {theirs!r} holds a number that is not finite: {REMEDY}")
 
-    # 4. Store tall matrices column by column. Shapes and numbers stay, but a processor multiplies one vector
-    # faster so: about half the time of a token (`benchmarks/bench_generation.py`).
+    # 5. Store tall matrices column by column. Shapes and numbers stay, but a processor multiplies one vector
+    # faster so (`benchmarks/bench_generation.py` measures it).
     for matrix in (weight for weight in model.parameters() if weight.dim() == 2):
         if matrix.shape[0] > matrix.shape[1]:
             matrix.data = matrix.data.t().contiguous().t()
@@ -105,12 +117,15 @@ def read_config(folder: Path) -> GPTConfig:
     try:
         hf = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{folder} does not hold a readable model: {error}") from error
+        raise ValueError(f"{folder} does not hold a readable model ({error}): {REMEDY}") from error
     if not isinstance(hf, dict):
-        raise ValueError(f"{folder}/config.json does not hold a JSON object of settings")
+        raise ValueError(f"{folder}/config.json does not hold a JSON object of settings: {REMEDY}")
 
     # 2. Understand it.
-    return config_from_hf(hf)
+    try:
+        return config_from_hf(hf)
+    except ValueError as error:
+        raise ValueError(f"{folder} does not hold a model that can be run here: {error}") from error
 
 
 def _stored_tensors(folder: Path, stack: contextlib.ExitStack) -> dict[str, safe_open]:
@@ -135,8 +150,16 @@ def _stored_tensors(folder: Path, stack: contextlib.ExitStack) -> dict[str, safe
 
     # 3. Say it in one line, whichever way a file is broken.
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
-        raise ValueError(f"{folder} does not hold a readable model: {error}") from error
+        raise ValueError(f"{folder} does not hold a readable model ({error}): {REMEDY}") from error
     return stored
+
+
+def _check_numbers(stored: dict[str, safe_open], folder: Path) -> None:
+    """Raise ValueError where the numbers of a file are not those that its checksum was made of, if it has one."""
+    for file in dict.fromkeys(stored.values()):
+        written = (file.metadata() or {}).get("sha256")
+        if written and written != checksum((name, file.get_tensor(name)) for name in sorted(file.keys())):
+            raise ValueError(f"{folder}: the checksum of model.safetensors does not fit its numbers: {REMEDY}")
 
 
 def _checked(config: GPTConfig, stored: dict[str, safe_open], folder: Path) -> GPTConfig:
@@ -160,19 +183,19 @@ def _checked(config: GPTConfig, stored: dict[str, safe_open], folder: Path) -> G
     for name, want in tensor_shapes(config):
         theirs = to_hf_name(name)
         if theirs not in names:
-            raise ValueError(f"{folder}: tensor {theirs!r} is missing, but config.json asks for it")
+            raise ValueError(f"{folder}: tensor {theirs!r} is missing, but config.json asks for it: {REMEDY}")
         names.remove(theirs)
 
         # 4. Read shape and format without reading the numbers.
         tensor = stored[theirs].get_slice(theirs)
         if (have := tuple(tensor.get_shape())) != want:
-            raise ValueError(f"{folder}: tensor {theirs!r} has shape {have}, but config.json asks for {want}")
+            raise ValueError(f"{folder}: tensor {theirs!r} has shape {have}, not {want} as in config.json: {REMEDY}")
         if (kind := tensor.get_dtype()) not in ("F64", "F32", "F16", "BF16"):
-            raise ValueError(f"{folder}: tensor {theirs!r} holds {kind} numbers: only fractions are known here")
+            raise ValueError(f"{folder}: tensor {theirs!r} holds {kind} numbers, and only fractions are known here")
 
     # 5. Name what is left over, and bound the one size that no tensor has.
     if names:
-        raise ValueError(f"{folder}: tensor {min(names)!r} does not belong to what config.json describes")
+        raise ValueError(f"{folder}: tensor {min(names)!r} does not belong to what config.json describes: {REMEDY}")
     if 4 * config.max_seq_len * config.head_dim > ROPE_TABLE_BYTES:
         raise ValueError(
             f"{folder}/config.json says max_position_embeddings {config.max_seq_len}: its table of angles would "

@@ -130,17 +130,21 @@ def load_checkpoint(path: Path, model: nn.Module, optimizers: list) -> dict:
     if not fits or not {name.rsplit(".", 1)[0] for name in averages} <= places:
         raise ValueError(f"{path} belongs to another model or optimizer: settings.json was changed, change it back")
 
-    # 3. Give the weights and the random numbers back.
+    # 3. Demand dice for this device: a processor's are not those of a GPU.
+    if missing := {f"random.{name}" for name in dice(next(model.parameters()).device)} - tensors.keys():
+        raise ValueError(f"{path} lacks {min(missing)}: the run began on another device, go on with it there")
+
+    # 4. Give the weights and the random numbers back.
     model.load_state_dict(weights, strict=not tied)
     for name, module in dice(next(model.parameters()).device).items():
         module.set_rng_state(tensors[f"random.{name}"])
-    # 4. Rebuild each optimizer's averages from their flat names.
+    # 5. Rebuild each optimizer's averages from their flat names.
     for i, optimizer in enumerate(optimizers):
         state = {}
         for name in (name for name in averages if name.startswith(f"optimizer.{i}.")):
             number, field = name.split(".")[2:]
             state.setdefault(int(number), {})[field] = averages[name]
-        # 5. Let the optimizer take them to where its parameters are.
+        # 6. Let the optimizer take them to where its parameters are.
         optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
     return notes
 

@@ -8,6 +8,8 @@ Nothing here needs PyTorch, so `main.py` can read its command line in an instant
 import dataclasses
 import math
 
+from chapters.ch07_config import SEEDS, check_number
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -48,26 +50,33 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
-        # 1. Check what must be a positive number: a step of size zero never ends.
+        # 1. Check the numbers. They may come from a settings.json that somebody has edited. To Python, True is a
+        # whole number, and nan is never outside of any range.
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and type(value) is not int:
+                raise ValueError(f"{field.name} is {value!r}: it must be a whole number")
+            if field.type is float:
+                check_number(field.name, value)
+
+        # 2. Check what must be positive: a step of size zero never ends.
         for name in ("learning_rate", "max_steps", "batch_size", "grad_accum_steps", "grad_clip",
                      "eval_every", "checkpoint_every"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: it must be above 0")
-            if name not in ("learning_rate", "grad_clip") and type(getattr(self, name)) is not int:
-                raise ValueError(f"{name} is {getattr(self, name)!r}: it must be a whole number")
-        # 2. Check the words, so that a typing error is not silently another run.
+        # 3. Check the words, so that a typing error is not silently another run.
         words = {"optimizer": ("adamw", "muon"), "dtype": ("auto", "float32", "bfloat16"),
                  "compile": ("auto", "on", "off")}
         for name, allowed in words.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(allowed)}")
 
-        # 3. Check the ranges.
+        # 4. Check the ranges.
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or above and below 1")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}: it must be 0 or above")
+        if not 0 <= self.seed < SEEDS:
+            raise ValueError(f"seed is {self.seed}: it must be 0 or above and below {SEEDS}")
         if not 0 <= self.final_lr_fraction <= 1:
             raise ValueError(f"final_lr_fraction is {self.final_lr_fraction}: a share of learning_rate, from 0 to 1")
         if self.warmup_steps < 0 or self.weight_decay < 0:

@@ -33,10 +33,21 @@ def read_metrics(folder: Path) -> list[dict]:
     """Return the lines of a run's `metrics.jsonl`, oldest first, each as a dict.
 
     A line has at least the step, the training loss in nats per token (None at the first look, before any
-    step) and `validation_bits_per_byte`. Raises FileNotFoundError where no run has written one.
+    step) and `validation_bits_per_byte`. Raises FileNotFoundError where no run has written one, and ValueError
+    naming the line that is not such a line.
     """
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    # 1. Read each line, and look for what a curve is drawn from. A line that lacks it would be noticed only at the
+    # end of the training.
+    path, metrics = folder / "metrics.jsonl", []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            metrics.append(json.loads(line))
+            metrics[-1]["step"], metrics[-1]["loss"], metrics[-1]["validation_bits_per_byte"]
+
+        # 2. Name one that is damaged.
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise ValueError(f"{path}: line {number} is damaged; mend or remove it") from None
+    return metrics
 
 
 def draw_loss_curve(

@@ -25,6 +25,19 @@ def choose_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def check_memory(num_bytes: int, device: torch.device, sizes: str) -> None:
+    """Raise ValueError where a device cannot give this much memory; what it gives is given back at once.
+
+    Asking costs nothing, and running out of memory later would cost the time until then. A system that promises
+    more than it has is believed. `sizes` says in the error what needs so much.
+    """
+    try:
+        torch.empty(min(num_bytes, 1 << 62), dtype=torch.uint8, device=device)
+    except RuntimeError:
+        raise ValueError(f"{sizes} need {num_bytes / 2**30:,.1f} GiB at least, and this machine does not have them: "
+                         "choose smaller sizes") from None
+
+
 def has_native_bf16(device: torch.device) -> bool:
     """Return whether the device multiplies bfloat16 numbers in hardware, and not by emulation."""
     if device.type == "cuda":

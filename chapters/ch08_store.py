@@ -36,7 +36,7 @@ from corpora.readers import fingerprint
 PIECE_CHARACTERS, ABANDONED_SECONDS = 1 << 23, 3600
 
 # The arrays of each side. A change of what the files mean needs a new number, so that no old file is misread.
-KINDS, FORMAT = ("tokens", "ends"), 1
+KINDS, FORMAT = ("tokens", "ends"), 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,14 +96,18 @@ def open_store(cache: Path, corpus: Corpus, tokenizer: BPETokenizer) -> TokenSto
 def intact(folder: Path, key: str) -> dict | None:
     """Return what about.json says, or None where the files are missing, damaged, or of other data.
 
-    A file cut short by a full disk has another checksum, and so has one that a stranger has put there. The key is
-    in the file as well as in the folder's name, of which it is only the first part.
+    A file cut short by a full disk has another checksum, and so has one that a stranger has put there; about.json
+    has one of itself. The key is in it as well as in the folder's name, of which it is only the first part.
     """
+    # 1. Sum up what is there, and compare it with what was written. What is no about.json at all has no sums.
     try:
         about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
         sums = {name: checksum(folder / name) for name in file_names()}
-        return about if (about["key"], about["checksums"]) == (key, sums) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        same = about.pop("own") == fingerprint(about) and (about["key"], about["checksums"]) == (key, sums)
+        return about if same else None
+
+    # 2. Take whatever goes wrong for a reason to make the files again.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
@@ -169,11 +173,14 @@ def write(folder: Path, key: str, corpus: Corpus, tokenizer: BPETokenizer) -> No
             duplicates += sum(document.side == DUPLICATE for document in piece)
             bar.update(sum(writer.counts["bytes"] for writer in sides.values()) - bar.n)
 
-    # 3. Write down what there is, last of all.
+    # 3. Say what there is.
     checksums = {f"{side}.{kind}": writer.sums[kind].hexdigest() for side, writer in sides.items() for kind in KINDS}
     about = {"key": key, "dtype": sides[TRAIN].dtype, "duplicates": duplicates, "checksums": checksums}
+    about |= {side: writer.counts for side, writer in sides.items()}
+
+    # 4. Write it down, last of all.
     with open(folder / "about.json", "w", encoding="utf-8") as file:
-        json.dump(about | {side: writer.counts for side, writer in sides.items()}, file, indent=2)
+        json.dump(about | {"own": fingerprint(about)}, file, indent=2)
         flush(file)
 
 

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from chapters.ch02_writing import append_durably
 from chapters.ch07_gpt_model import GPT
-from chapters.ch08_checkpoint import cut_logs, load_checkpoint, log_sizes, save_checkpoint
+from chapters.ch08_checkpoint import REMEDY, cut_logs, load_checkpoint, log_sizes, save_checkpoint
 from chapters.ch08_config import TrainConfig, cosine_warmup_lr
 from chapters.ch08_data import TokenRows, get_batch
 from chapters.ch08_guard import first_bad_tensor, stop_politely
@@ -284,6 +284,8 @@ class Trainer:
         """
         # 1. Load. A run that was stopped before its first step looks at the untrained model again.
         notes = load_checkpoint(self.checkpoint, self.model, self.optimizers) if self.checkpoint.exists() else {}
+        if notes and not notes.keys() >= {"step", "text", "logs", "losses", "seconds", "last_score"}:
+            raise ValueError(f"{self.checkpoint} was written by another version of this book: {REMEDY}")
         if notes and notes["text"] != self._text_mark():
             raise ValueError(f"the text is not the one that {self.run_folder} began with: bring it back, or train anew")
         self.step = notes.get("step", 0)

@@ -5,6 +5,8 @@ Nothing here needs PyTorch, so `main.py` can read its command line in an instant
 
 import dataclasses
 
+from chapters.ch07_config import SEEDS, check_number
+
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
@@ -31,7 +33,11 @@ class SamplingConfig:
     seed: int = 0
 
     def __post_init__(self):
-        # 1. Hold every setting against its range. Outside of it nothing need fail: a negative temperature
+        # 1. Know numbers from what is none.
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            check_number(name, getattr(self, name))
+
+        # 2. Hold every setting against its range. Outside of it nothing need fail: a negative temperature
         # draws the unlikeliest tokens, and a reader would blame the model.
         ranges = {
             "temperature": (self.temperature >= 0, "0 or above; 0 means always the likeliest token"),
@@ -40,6 +46,7 @@ class SamplingConfig:
             "min_p": (0 <= self.min_p < 1, "0 or above and below 1; 0 means no limit"),
             "repetition_penalty": (self.repetition_penalty > 0, "above 0; 1 means none"),
             "max_new_tokens": (self.max_new_tokens >= 1, "1 or above"),
+            "seed": (0 <= self.seed < SEEDS, f"0 or above and below {SEEDS}"),
         }
         for name, (holds, rule) in ranges.items():
             if not holds:

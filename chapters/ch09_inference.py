@@ -118,22 +118,26 @@ def sample_next(logits: Tensor, config: SamplingConfig, history: Tensor | None =
 
     Shapes: logits (B, V), history (B, S) -> (B,).
     """
-    # 1. Lower what was said before, then take the best if nothing is to be drawn.
+    # 1. Refuse scores that are no numbers: whatever were drawn from them would look like a choice.
+    if not logits.amax(dim=-1).isfinite().all():
+        raise ValueError("the model's scores are not finite: its folder is damaged, get it again")
+
+    # 2. Lower what was said before, then take the best if nothing is to be drawn.
     if config.repetition_penalty != 1 and history is not None:
         logits = penalize_repetition(logits, history, config.repetition_penalty)  # (B, V)
     if config.temperature == 0:
         return logits.argmax(dim=-1)  # (B,)
 
-    # 2. Sharpen or flatten, in float32: small differences decide.
+    # 3. Sharpen or flatten, in float32: small differences decide.
     logits = logits.float() / config.temperature  # (B, V)
 
-    # 3. Cut the tail, by rank, by mass, or by share of the best.
+    # 4. Cut the tail, by rank, by mass, or by share of the best.
     if config.top_k:
         logits = keep_top_k(logits, config.top_k)  # (B, V)
     if config.top_p < 1:
         logits = keep_top_p(logits, config.top_p)  # (B, V)
 
-    # 4. Draw from what is left.
+    # 5. Draw from what is left.
     if config.min_p:
         logits = keep_min_p(logits, config.min_p)  # (B, V)
     return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]  # (B,)
@@ -153,7 +157,7 @@ def generate_batch(
     # 1. Refuse what cannot be continued. Cutting the prompt silently would answer another question.
     length, context = prompts.shape[1], model.config.max_seq_len
     if not 1 <= length < context:
-        raise ValueError(f"the prompt has {length} tokens: it must have 1 to {context - 1}")
+        raise ValueError(f"the prompt has {length} tokens: it must have 1 to {context - 1}, give another one")
 
     # 2. Return the loop itself, so that the check above runs at the call and not at the first token.
     return _generation_loop(model, prompts, config, min(config.max_new_tokens, context - length), use_cache)
@@ -252,4 +256,7 @@ def stream_story(
     The model hears first what stood before every document it was trained on: here, the end of the one before.
     """
     ids = [*tokenizer.start_ids, *tokenizer.encode(text)]
+    if max(ids, default=0) >= model.config.vocab_size:
+        raise ValueError(f"the tokenizer gives the id {max(ids)}, but the model knows only {model.config.vocab_size} "
+                         "tokens: put the model's own tokenizer.json into its folder")
     return stream_text(tokenizer, generate(model, ids, config, tokenizer.stop_ids), stop_strings)

@@ -7,6 +7,7 @@ all that is needed to repeat or to continue the run, and everything the run has 
 import dataclasses
 import json
 import sys
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -15,10 +16,10 @@ from tqdm import tqdm
 from chapters.ch02_tokenization import BPETokenizer
 from chapters.ch02_writing import append_durably, write_atomically
 from chapters.ch07_families import family_of
-from chapters.ch07_gpt_model import GPT, GPTConfig, count_parameters
+from chapters.ch07_gpt_model import GPT, GPTConfig, count_parameters, memory_bytes
 from chapters.ch08_checkpoint import same_dice
 from chapters.ch08_run import draw_loss_curve, new_run_folder, read_metrics, write_card
-from chapters.ch08_scale import tokens_per_second
+from chapters.ch08_scale import check_memory, choose_device, tokens_per_second
 from chapters.ch08_store import TokenStore, open_store
 from chapters.ch08_training import TrainConfig, Trainer, bits_per_byte
 from chapters.ch09_inference import SamplingConfig, generate_batch, stream_story
@@ -90,11 +91,10 @@ class Journey:
         tokenizer = BPETokenizer.train(corpus.beginning(TOKENIZER_CHARACTERS), model.vocab_size)
         model = dataclasses.replace(model, vocab_size=tokenizer.vocab_size)
 
-        # 3. Tokenize, and refuse a text that does not fill a single row: most of each would be padding.
+        # 3. Refuse a text or a machine that is too small, before anything is written.
+        check_text(data, corpus, tokenizer, model.max_seq_len)
+        check_machine(model, train)
         store = open_store((runs / name).parent / TOKENS, corpus, tokenizer)
-        if (there := store.about[TRAIN]["tokens"]) < model.max_seq_len:
-            raise ValueError(f"--data {data}: {there} tokens to learn from do not fill one context of "
-                             f"{model.max_seq_len}; give more text, or a smaller --max-seq-len")
 
         # 4. Save the tokenizer, and then what the run is: a folder with settings is a run that can go on.
         folder = new_run_folder(runs, name)
@@ -118,11 +118,15 @@ class Journey:
             settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
             TrainConfig(**settings["train"]), GPTConfig(**settings["model"]), settings["command"]
             data, text_field, clean, tokens = (settings[key] for key in ("data", "text_field", "clean", "tokens"))
-        except (OSError, TypeError, KeyError, ValueError) as error:
+            if [type(value) for value in (data, text_field, clean)] != [str, str, bool]:
+                raise ValueError(f"data {data!r}, text_field {text_field!r}, clean {clean!r}")
+        except (OSError, TypeError, KeyError, ValueError, RecursionError) as error:
             raise ValueError(f"--resume {folder}: no run to go on with ({error}); begin a new one") from error
+
 
         # 2. Find the same text again. With another one, the run would not be the same run, and batch number 200
         # would hold other rows than it would have held.
+        check_machine(GPTConfig(**settings["model"]), TrainConfig(**settings["train"]))
         corpus = load_corpus(data, settings["train"]["seed"], text_field, clean)
         tokenizer = BPETokenizer.load(folder)
         store = open_store(folder.parent / TOKENS, corpus, tokenizer)
@@ -331,6 +335,34 @@ class Journey:
             for piece in stream_story(self.model, self.tokenizer, "", SamplingConfig(seed=number)):
                 print(piece, end="", flush=True)
             print()
+
+
+def check_machine(model: GPTConfig, train: TrainConfig) -> None:
+    """Raise ValueError where the machine has not the memory that training takes in any case.
+
+    Weights, gradients and averages, and the scores of one batch; what else a step needs, nobody knows beforehand.
+    A model that is too large would otherwise be noticed only once the text has been tokenized.
+    """
+    scores = 4 * train.batch_size * model.max_seq_len * model.vocab_size
+    needed = memory_bytes(model, model.max_seq_len)["training_fp32"] + scores
+    sizes = f"{count_parameters(model)['total']:,} parameters and batches of {train.batch_size}"
+    check_memory(needed, choose_device(), sizes)
+
+
+def check_text(data: str, corpus: Corpus, tokenizer: BPETokenizer, context: int) -> None:
+    """Raise ValueError where the text to learn from does not fill a single row: most of each would be padding.
+
+    Nothing has been written then, not even tokens.
+    """
+    # 1. Count the tokens as they would be stored, but no more of them than are needed to know.
+    texts = (document.text for document in corpus.documents() if document.side == TRAIN)
+    tokens = (token for text in texts for token in chain(tokenizer.encode_iterable([text]), [tokenizer.eot_id]))
+    there = sum(1 for _ in islice(tokens, context))
+
+    # 2. Name both numbers: one of them has to change.
+    if there < context:
+        raise ValueError(f"--data {data}: {there} tokens to learn from do not fill one context of {context}; "
+                         "give more text, or a smaller --max-seq-len")
 
 
 def clock(seconds: float) -> str:

@@ -53,7 +53,10 @@ def open_source(data: str, text_field: str = "text") -> Source:
 
     Empty documents are left out. Raises ValueError, here or while it is read, naming the place and the rule.
     """
-    # 1. Tell apart what comes from a library and from the hub; everything else is files.
+    # 1. Tell apart what comes from a library and from the hub; everything else is files. An empty name would be
+    # the folder in which the reader happens to be.
+    if not data:
+        raise ValueError("--data is empty; give 'stories', 'python', a file, a folder, a quoted glob or hf:NAME")
     if data == "python":
         source = python_library()
     elif data.startswith("hf:"):
@@ -191,7 +194,7 @@ def read_parquet(path: Path, text_field: str) -> Iterator[str]:
             # 2. Ask for few rows at a time. Some tables hold a whole book in each.
             for batch in table.iter_batches(batch_size=256, columns=[text_field]):
                 yield from (text_of({text_field: text}, text_field, str(path)) for text in batch.column(0).to_pylist())
-    except importlib.import_module("pyarrow").ArrowException as error:
+    except (importlib.import_module("pyarrow").ArrowException, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--data {path}: not a parquet file that can be read ({reason}); get it again") from error
 
@@ -224,7 +227,7 @@ def hub_rows(data: str, name: str, split: str) -> Iterator[dict]:
     datasets, hub = (optional(module, "datasets", data) for module in ("datasets", "huggingface_hub"))
     try:
         if not Path(name).is_dir():
-            hub.HfApi().dataset_info(name, timeout=10)
+            hub.HfApi().dataset_info(name, timeout=3)
 
         # 2. Take what comes, and turn every kind of failure into one line.
         yield from datasets.load_dataset(name, split=split, streaming=True)

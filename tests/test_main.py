@@ -119,23 +119,6 @@ def test_every_field_of_every_config_is_a_flag(capsys):
         assert all("--" + name.replace("_", "-") in shown for name in config.__dataclass_fields__)
 
 
-@pytest.mark.parametrize(("command", "message"), [
-    (["train", "--d-model", "255"], "d_model 255 is not divisible"),
-    (["train", "--qk-norm", "--qkv-bias"], "no published family has both"),
-    (["train", "--data", "/nowhere/at/all.txt"], "/nowhere/at/all.txt"),
-    (["train", "--learning-rate", "-1"], "learning_rate is -1.0"),
-    (["train", "--resume", "/nowhere"], "--resume /nowhere"),
-    (["generate", "--temperature", "-1"], "temperature is -1.0"),
-    (["generate", "--model", "/nowhere"], "/nowhere"),
-])
-def test_a_mistake_is_answered_in_one_line_and_nothing_is_written(command, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(main, "RUNS", tmp_path / "runs")
-    assert main.main(command) == 2
-    error = capsys.readouterr().err.splitlines()
-    assert error[-1].startswith("error: ") and message in error[-1]
-    assert not (tmp_path / "runs").exists()
-
-
 def test_chat_begins_anew_when_a_story_fills_the_context(runs, monkeypatch, capsys):
     lines = iter(["word " * 80, "Once"])
     monkeypatch.setattr("builtins.input", lambda _: next(lines, None) or (_ for _ in ()).throw(EOFError))

@@ -50,30 +50,29 @@ def test_a_field_of_a_table_is_learnt_and_copies_are_dropped_and_counted(runs, t
 
 
 def test_a_folder_and_a_glob_give_the_same_run_as_the_same_text_in_another_place(runs, tmp_path):
-    weights = []
     for place in ("here", "there"):
         (tmp_path / place / "deep").mkdir(parents=True)
         for i, text in enumerate(generate(60, seed=8)):
             (tmp_path / place / "deep" / f"{i:02}.txt").write_text(text, encoding="utf-8")
-    for data in (tmp_path / "here", tmp_path / "there" / "**" / "*.txt"):
-        assert train("--data", data, "--name", "run") == 0
-    weights = [(runs / name / "model.safetensors").read_bytes() for name in ("run", "run-2")]
+    for data, name in ((tmp_path / "here", "run"), (tmp_path / "there" / "**" / "*.txt", "again")):
+        assert train("--data", data, "--name", name) == 0
+    weights = [(runs / name / "model.safetensors").read_bytes() for name in ("run", "again")]
     assert weights[0] == weights[1]
 
 
 def test_tokens_are_made_once_and_the_second_run_is_the_same(runs, table, monkeypatch):
-    options = ("--data", table, "--text-field", "body", "--name", "run")
-    assert train(*options) == 0
+    options = ("--data", table, "--text-field", "body")
+    assert train(*options, "--name", "run") == 0
     made = list((runs / ".tokens").iterdir())
 
     def never(*_):
         raise AssertionError("tokenized again")
 
     monkeypatch.setattr(ch08_store, "build", never)
-    assert train(*options) == 0
+    assert train(*options, "--name", "again") == 0
     assert list((runs / ".tokens").iterdir()) == made
-    assert card(runs / "run").split("Command")[0] == card(runs / "run-2").split("Command")[0].replace("run-2", "run")
-    assert (runs / "run" / "model.safetensors").read_bytes() == (runs / "run-2" / "model.safetensors").read_bytes()
+    assert card(runs / "run").split("Command")[0] == card(runs / "again").split("Command")[0].replace("again", "run")
+    assert (runs / "run" / "model.safetensors").read_bytes() == (runs / "again" / "model.safetensors").read_bytes()
 
 
 def test_a_run_goes_on_with_its_own_text_and_with_no_other(runs, table, capsys):

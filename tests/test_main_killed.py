@@ -64,7 +64,8 @@ def settings(text: Path, folder: Path, steps: int, **changes) -> list[str]:
     chosen = {"d_model": 32, "num_heads": 2, "d_ff": 48, "num_layers": 2, "vocab_size": 300, "max_seq_len": 64,
               "dropout": 0.1, "batch_size": 3, "eval_every": 12, "checkpoint_every": 7, "compile": "off"} | changes
     flags = [part for name, value in chosen.items() for part in ("--" + name.replace("_", "-"), str(value))]
-    return ["train", "--data", str(text), "--name", str(folder), "--max-steps", str(steps), *flags]
+    place = ["--runs", str(folder.parent), "--name", folder.name]
+    return ["train", "--data", str(text), *place, "--max-steps", str(steps), *flags]
 
 
 def traces(folder: Path) -> dict:

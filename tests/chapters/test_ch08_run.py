@@ -14,9 +14,17 @@ def test_a_second_run_takes_a_new_name(tmp_path):
 
 
 def test_metrics_are_read_in_the_order_they_were_written(tmp_path):
-    lines = [{"step": step, "loss": None if step == 0 else 1 / step} for step in (0, 5, 9)]
+    lines = [{"step": step, "loss": 1 / step if step else None, "validation_bits_per_byte": 2} for step in (0, 5, 9)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert read_metrics(tmp_path) == lines
+
+
+@pytest.mark.parametrize("damaged", [b"", b"{", b"[1]", b"5", b"null", b'{"step": 3}', b"\xff", b"[" * 100_000])
+def test_a_damaged_line_of_the_metrics_is_named(damaged, tmp_path):
+    good = b'{"step": 0, "loss": null, "validation_bits_per_byte": 3.5}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(good + damaged + b"\n" + good)
+    with pytest.raises(ValueError, match="metrics.jsonl: line 2 is damaged; mend or remove it$"):
+        read_metrics(tmp_path)
 
 
 @pytest.mark.parametrize("floor", [None, 0.2])
