@@ -14,6 +14,7 @@ from chapters.ch02_tokenization import BPETokenizer
 from chapters.ch04_positional_encoding import rope_tables
 from chapters.ch07_gpt_model import GPT, GPTConfig
 from chapters.ch08_training import TrainConfig
+from chapters.ch09_config import SamplingConfig
 from tools.shape_notes import ROOT, Traced, trace
 
 B, T, S, C, H, K, D, F, V = 2, 7, 11, 23, 9, 3, 14, 31, 53
@@ -124,6 +125,19 @@ def inference(traced: Traced) -> None:
         next(module.generate(GPT(CONFIG), ids()[0].tolist(), everything))
 
 
+def decoding(traced: Traced) -> None:
+    module, text, greedy = traced.module, ids(1)[0].tolist(), SamplingConfig(temperature=0)
+    torch.manual_seed(0)
+    large, other = GPT(CONFIG), GPT(CONFIG)
+    torch.nn.init.normal_(other.token_embedding.weight)
+    torch.nn.init.normal_(other.blocks[0].feed_forward.down.weight)
+    with traced.sizes(B=1, T=T, V=V):
+        module.score(large, [*text, 1])
+        module.beam_search(large, text, beams=1, max_new_tokens=3)
+        for draft in (large, other):
+            next(module.speculative_generate(large, draft, text, greedy, draft_tokens=T - 1))
+
+
 def running_example(traced: Traced) -> None:
     with traced.sizes(T=3, C=4, D=2):
         traced.module.embed()
@@ -137,6 +151,7 @@ SCENARIOS = {
     "ch06_transformer_block": block,
     "ch07_gpt_model": model,
     "ch08_data": data,
+    "ch09_decoding": decoding,
     "ch09_inference": inference,
     "running_example": running_example,
 }
