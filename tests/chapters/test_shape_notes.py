@@ -128,9 +128,7 @@ def inference(traced: Traced) -> None:
 def decoding(traced: Traced) -> None:
     module, text, greedy = traced.module, ids(1)[0].tolist(), SamplingConfig(temperature=0)
     torch.manual_seed(0)
-    large, other = GPT(CONFIG), GPT(CONFIG)
-    torch.nn.init.normal_(other.token_embedding.weight)
-    torch.nn.init.normal_(other.blocks[0].feed_forward.down.weight)
+    large, other = GPT(CONFIG), GPT(dataclasses.replace(CONFIG, tie_embeddings=False))
     with traced.sizes(B=1, T=T, V=V):
         module.score(large, [*text, 1])
         module.beam_search(large, text, beams=1, max_new_tokens=3)
