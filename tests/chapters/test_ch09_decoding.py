@@ -167,6 +167,15 @@ def test_the_length_penalty_counts_new_tokens_alone_and_scores_are_log_probabili
     assert [beam.score for beam in found] == sorted((beam.score for beam in found), reverse=True)
 
 
+def test_a_search_goes_on_while_a_longer_text_could_still_be_better(monkeypatch):
+    model = model_of(vocab_size=2, max_seq_len=40)
+    first, later = torch.tensor([-0.145, -2.0]), torch.tensor([-50.0, 0.0])
+    monkeypatch.setattr(model, "forward", lambda ids, _: (first if ids.shape[1] == 3 else later).expand(1, 1, 2))
+    monkeypatch.setattr(KVCache, "select", lambda *_: None)
+    assert beam_search(model, [1, 1, 1], 1, 10, [0])[0].ids == []
+    assert beam_search(model, [1, 1, 1], 1, 30, [0])[0].ids == [1] * 30
+
+
 def test_a_search_ends_where_the_context_ends_and_leaves_the_model_as_it_was():
     model = model_of(dropout=0.5).train()
     found = beam_search(model, [1] * 20, 3)
