@@ -17,11 +17,12 @@ import shlex
 import signal
 import sys
 import typing
+from collections.abc import Iterable
 from pathlib import Path
 
 from chapters.ch07_config import PRESETS, GPTConfig, count_parameters, flops_per_token, memory_bytes
 from chapters.ch08_config import TrainConfig
-from chapters.ch09_config import SamplingConfig
+from chapters.ch09_config import DecodingConfig, SamplingConfig
 from corpora.documents import short_name
 from corpora.stories import OPENING
 
@@ -131,7 +132,8 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
         command.add_argument("--model", type=Path, metavar="FOLDER", help="a model folder, or the name of a published "
                              "model, ORG/NAME (default: newest run, or models/storyteller)")
 
-    # 5. Give those that speak the settings of speaking.
+    # 5. Give those that speak the settings of speaking; one that tells no story in turns may also search for its text.
+    add_fields(generate, DecodingConfig, "decoding: search, guess ahead, or show probabilities")
     for command in (generate, chat):
         command.add_argument("--stop", action="append", default=[], help="end before this text; may be repeated")
         add_fields(command, SamplingConfig, "sampling")
@@ -153,7 +155,7 @@ def default_model() -> Path:
     return finished[-1].parent if finished else STORYTELLER
 
 
-def open_model(folder: Path | None):
+def open_model(folder: Path | None, role: str = "speaks"):
     """Return a model and its tokenizer, ready to speak, and say which they are."""
     # 1. Import here: by now the arguments have been read.
     from chapters.ch07_hub import model_folder
@@ -168,17 +170,25 @@ def open_model(folder: Path | None):
     from chapters.ch08_scale import choose_device
 
     model, tokenizer = GPT.from_pretrained(folder).to(choose_device()), open_tokenizer(folder)
-    print(f"({name.relative_to(ROOT) if name.is_relative_to(ROOT) else name} speaks)", file=sys.stderr)
+    print(f"({name.relative_to(ROOT) if name.is_relative_to(ROOT) else name} {role})", file=sys.stderr)
     return model, tokenizer
 
 
-def say(model, tokenizer, text: str, config: SamplingConfig, stop=()) -> str:
-    """Print a continuation of `text` as it is made, and return it."""
-    from chapters.ch09_inference import stream_story
+def open_draft(decoding: DecodingConfig, tokenizer):
+    """Return the model that guesses ahead, or None. Raises ValueError when its tokens are not the model's."""
+    if decoding.draft is None:
+        return None
+    draft, other = open_model(Path(decoding.draft), "guesses ahead")
+    if other.vocab != tokenizer.vocab:
+        raise ValueError(f"--draft {decoding.draft}: its tokens are not the model's; take a model with the same ones")
+    return draft
 
+
+def say(pieces: Iterable[str]) -> str:
+    """Print a text as it is made, and return it."""
     # 1. Print each piece at once: waiting for the last word would hide that the model works word by word.
     said = ""
-    for piece in stream_story(model, tokenizer, text, config, stop):
+    for piece in pieces:
         print(piece, end="", flush=True)
         said += piece
     return said
@@ -187,16 +197,27 @@ def say(model, tokenizer, text: str, config: SamplingConfig, stop=()) -> str:
 def run_generate(args: argparse.Namespace) -> int:
     """Continue a prompt, `--count` times with different seeds."""
     # 1. Check the settings before the model is loaded: a mistake should not cost a wait.
-    config = SamplingConfig(**chosen(SamplingConfig, args))
+    config, decoding = SamplingConfig(**chosen(SamplingConfig, args)), DecodingConfig(**chosen(DecodingConfig, args))
     if args.count < 1:
         raise ValueError(f"count is {args.count}: it must be 1 or above")
-    model, tokenizer = open_model(args.model)
+    given = [*chosen(SamplingConfig, args), *["stop"] * bool(args.stop), *["count"] * (args.count > 1)]
+    decoding.check_beside(given)
 
-    # 2. Say the prompt too: the reader wants the whole text.
+    # 2. Open the model, and the one that guesses ahead.
+    model, tokenizer = open_model(args.model)
+    draft = open_draft(decoding, tokenizer)
+    from chapters.ch09_decoding import Acceptance, stream_decoded
+
+    # 3. Say the prompt too: the reader wants the whole text. Lines of probabilities begin below it.
     for number in range(args.count):
-        print(args.prompt, end="", flush=True)
-        say(model, tokenizer, args.prompt, dataclasses.replace(config, seed=config.seed + number), args.stop)
+        print(args.prompt, end="\n" if decoding.logprobs else "", flush=True)
+        dice, guesses = dataclasses.replace(config, seed=config.seed + number), Acceptance()
+        say(stream_decoded(model, tokenizer, args.prompt, dice, decoding, draft, args.stop, guesses))
         print("\n" if number + 1 < args.count else "")
+
+        # 4. Report how good the guesses were.
+        if draft is not None:
+            print(f"({guesses.accepted} of {guesses.guessed} guesses accepted)", file=sys.stderr)
     return 0
 
 
@@ -205,6 +226,8 @@ def run_chat(args: argparse.Namespace) -> int:
     # 1. Explain the game once.
     config = SamplingConfig(**chosen(SamplingConfig, args))
     model, tokenizer = open_model(args.model)
+    from chapters.ch09_inference import stream_story
+
     print(f"Begin a story, for example: {PROMPT}. An empty line starts a new one, Ctrl-D ends.")
     story = ""
     # 2. Take turns until there is no more to read.
@@ -221,7 +244,7 @@ def run_chat(args: argparse.Namespace) -> int:
             story = ""
         # 4. Draw with other dice each time, or the same words would come again.
         if story:
-            story += say(model, tokenizer, story, config, args.stop)
+            story += say(stream_story(model, tokenizer, story, config, args.stop))
             print()
             config = dataclasses.replace(config, seed=config.seed + 1)
 

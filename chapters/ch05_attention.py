@@ -53,6 +53,25 @@ def causal_mask(num_queries: int, num_keys: int, window: int | None = None, devi
     return allowed  # (T, S)
 
 
+def padded_mask(mask: Tensor, pads: Tensor, num_tokens: int) -> Tensor:
+    """Return one mask for each row of a batch whose texts, of unequal length, begin with padding.
+
+    Text looks at text alone. Padding looks at padding: nobody reads what it finds, but a query that may look
+    nowhere would divide zero by zero. `pads` counts the padding of each row; `num_tokens` are so far in
+    a row with its padding, and the mask's last key is the last of them.
+
+    Shapes: mask (T, S), pads (B,) -> (B, 1, T, S).
+    """
+    # 1. Mark the padding among the keys. The queries are the newest of these.
+    num_queries, num_keys = mask.shape
+    keys = torch.arange(num_tokens - num_keys, num_tokens, device=pads.device)  # (S,)
+    padding = keys < pads[:, None]  # (B, S)
+
+    # 2. Let like look at like.
+    alike = padding[:, -num_queries:, None] == padding[:, None, :]  # (B, T, S)
+    return (mask & alike)[:, None]  # (B, 1, T, S)
+
+
 def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Return what each token takes home, and the table of weights that says from whom.
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from chapters.ch03_embeddings import TokenEmbedding
 from chapters.ch04_positional_encoding import rope_tables
-from chapters.ch05_attention import MultiHeadAttention, causal_mask
+from chapters.ch05_attention import MultiHeadAttention, causal_mask, padded_mask
 from chapters.ch06_transformer_block import RMSNorm, TransformerBlock
 from chapters.ch07_config import PRESETS, GPTConfig, count_parameters, flops_per_token, memory_bytes
 
@@ -77,35 +77,46 @@ class GPT(nn.Module):
                 writes_residual = name.endswith(("attention.output.weight", "feed_forward.down.weight"))
                 nn.init.normal_(parameter, std=residual_std if writes_residual else 0.02)
 
-    def forward(self, ids: Tensor, cache=None) -> Tensor:
+    def forward(self, ids: Tensor, cache=None, pads: Tensor | None = None) -> Tensor:
         """Return a score for every vocabulary entry after every position.
 
         With a `cache` (chapter 9's `KVCache`) the ids continue what it holds, and only they are computed.
+        Where texts of unequal length share a batch, `pads` counts the ids before each text that are padding.
 
-        Shapes: ids (B, T) -> logits (B, T, V).
+        Shapes: ids (B, T), pads (B,) -> logits (B, T, V).
         Raises ValueError when past and new tokens together exceed `max_seq_len`.
         """
         # 1. Find the positions of these tokens: after the cached ones, if any.
         past, length = (cache.length if cache is not None else 0), ids.shape[1]
-        if past + length > self.config.max_seq_len:
-            raise ValueError(
-                f"{past + length} tokens exceed max_seq_len {self.config.max_seq_len}: shorten the text"
-            )
-        cos = self.rope_cos[past : past + length]  # (T, D/2)
-        sin = self.rope_sin[past : past + length]  # (T, D/2)
+        total = past + length
+        if (longest := total if pads is None else total - int(pads.min())) > self.config.max_seq_len:
+            raise ValueError(f"{longest} tokens exceed max_seq_len {self.config.max_seq_len}: shorten the text")
+        cos, sin = self.rope_cos[past:total], self.rope_sin[past:total]  # (T, D/2), (T, D/2)
 
-        # 2. Let chapter 5's plain rule serve where it can. A window shorter than the text needs a mask
-        # of its own.
+        # 2. Let each text behind padding count from its own first token.
+        if pads is not None:
+            slots = torch.arange(past, total, device=ids.device)  # (T,)
+            positions = (slots - pads[:, None]).clamp(min=0)[:, None]  # (B, 1, T)
+            cos = self.rope_cos[positions]  # (B, 1, T, D/2)
+            sin = self.rope_sin[positions]  # (B, 1, T, D/2)
+
+        # 3. Let chapter 5's plain rule serve where it can. A window shorter than the text needs a mask of its
+        # own, over the keys that some query still sees.
         mask, window = None, self.config.sliding_window
-        if window is not None and past + length > window:
-            mask = causal_mask(length, past + length, window, ids.device)  # (T, S)
+        keys = total if window is None else min(total, window - 1 + length)
+        if pads is not None or (window is not None and keys > window):
+            mask = causal_mask(length, keys, window, ids.device)  # (T, S)
 
-        # 3. Climb the tower. Each block adds to x; nothing is overwritten.
+        # 4. Hide the padding from the texts behind it.
+        if pads is not None:
+            mask = padded_mask(mask, pads, total)  # (B, 1, T, S)
+
+        # 5. Climb the tower. Each block adds to x; nothing is overwritten.
         x = self.token_embedding(ids)  # (B, T, C)
         for i, block in enumerate(self.blocks):
             x = block(x, cos, sin, mask, cache.layers[i] if cache is not None else None)  # (B, T, C)
 
-        # 4. Compare the result with every token's row: the best match is the likeliest next token.
+        # 6. Compare the result with every token's row: the best match is the likeliest next token.
         return self.lm_head(self.final_norm(x))  # (B, T, V)
 
     @classmethod

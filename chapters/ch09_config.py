@@ -4,6 +4,7 @@ Nothing here needs PyTorch, so `main.py` can read its command line in an instant
 """
 
 import dataclasses
+from collections.abc import Iterable
 
 from chapters.ch07_config import SEEDS, check_number
 
@@ -51,3 +52,58 @@ class SamplingConfig:
         for name, (holds, rule) in ranges.items():
             if not holds:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be {rule}")
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodingConfig:
+    """How to make the text, where drawing one token after the other is not what is wanted.
+
+        beams           search for the likeliest text, with so many beginnings at a time; 0 draws
+        length_penalty  of a search: 0 ranks texts by their probability, 1 by the mean of a token
+        draft           folder of a small model with the same tokens, which guesses ahead
+        draft_tokens    how many tokens it guesses at a time
+        logprobs        show each token on a line, with the probability that the model gave it
+
+    Raises ValueError naming the setting, its value and its rule, or settings that contradict each other.
+    """
+
+    beams: int = 0
+    length_penalty: float = 1.0
+    draft: str | None = None
+    draft_tokens: int = 4
+    logprobs: bool = False
+
+    def __post_init__(self):
+        # 1. Hold the numbers against their ranges.
+        if self.beams < 0:
+            raise ValueError(f"beams is {self.beams}: it must be 0 or above; 0 draws instead of searching")
+        if self.draft_tokens < 1:
+            raise ValueError(f"draft_tokens is {self.draft_tokens}: it must be 1 or above")
+        if not abs(self.length_penalty) < float("inf"):
+            raise ValueError(f"length_penalty is {self.length_penalty}: it must be a finite number")
+
+        # 2. Refuse two ways at once, and a setting of a way that is not taken: it would be passed over in silence.
+        if len(ways := self._ways()) > 1:
+            raise ValueError(f"{' and '.join(ways)} are different ways to make a text: choose one")
+        for name, way in (("length_penalty", "beams"), ("draft_tokens", "draft")):
+            if getattr(self, name) != getattr(DecodingConfig, name) and not getattr(self, way):
+                raise ValueError(f"--{name.replace('_', '-')} is a setting of --{way}: give that too, or leave it out")
+
+    def _ways(self) -> list[str]:
+        """Return the flags of the ways that are asked for."""
+        return [f"--{way}" for way in ("beams", "draft", "logprobs") if getattr(self, way)]
+
+    def check_beside(self, given: Iterable[str]) -> None:
+        """Refuse settings that have no meaning beside this way of making a text.
+
+        `given` are the names of settings of `generate` that were asked for: fields of `SamplingConfig`, "stop" and
+        "count". Raises ValueError naming the first that would be passed over in silence.
+        """
+        # 1. A search draws nothing. What is stopped at, it would have to know while it searches.
+        drawing = {field.name for field in dataclasses.fields(SamplingConfig)} - {"max_new_tokens"}
+        idle = drawing | {"stop", "count"} if self.beams else {"stop"} if self.logprobs else set()
+
+        # 2. Name the first.
+        for name in given:
+            if name in idle:
+                raise ValueError(f"--{name.replace('_', '-')} has no meaning beside {self._ways()[0]}: leave one out")

@@ -14,6 +14,7 @@ from chapters.ch02_tokenization import BPETokenizer
 from chapters.ch04_positional_encoding import rope_tables
 from chapters.ch07_gpt_model import GPT, GPTConfig
 from chapters.ch08_training import TrainConfig
+from chapters.ch09_config import SamplingConfig
 from tools.shape_notes import ROOT, Traced, trace
 
 B, T, S, C, H, K, D, F, V = 2, 7, 11, 23, 9, 3, 14, 31, 53
@@ -64,6 +65,7 @@ def attention(traced: Traced) -> None:
     with traced.sizes(B=B, T=T, S=S, C=C, H=H, K=K, D=D):
         mask = module.causal_mask(T, S, window=5)
         module.causal_mask(T, S)
+        module.padded_mask(mask, torch.tensor([0, 5]), 19)
         q, k, v = (torch.randn(B, H, length, D) for length in (T, S, S))
         module.scaled_dot_product_attention(q, k, v, mask)
         layer = module.MultiHeadAttention(C, H, K, D, qkv_bias=True, qk_norm=True)
@@ -83,7 +85,7 @@ def block(traced: Traced) -> None:
 def model(traced: Traced) -> None:
     with traced.sizes(same=["TS"], B=B, T=T, S=T, C=C, D=D, V=V):
         traced.module.GPT(CONFIG)(ids())
-        traced.module.GPT(dataclasses.replace(CONFIG, sliding_window=5))(ids())
+        traced.module.GPT(dataclasses.replace(CONFIG, sliding_window=5))(ids(), pads=torch.tensor([0, 3]))
 
 
 def training(traced: Traced, documents: list[str], tokenizer, folder: Path) -> None:
@@ -104,18 +106,34 @@ def data(traced: Traced) -> None:
 
 def inference(traced: Traced) -> None:
     module = traced.module
+    rolling = module.LayerCache(B, K, 7, D, "cpu", torch.float32, window=5)
+    rolling.append(*torch.randn(2, B, K, 6, D))
     with traced.sizes(B=B, K=K, S=S, D=D):
         cache = module.LayerCache(B, K, 19, D, "cpu", torch.float32)
         cache.length = S - T
         cache.append(*torch.randn(2, B, K, T, D))
+        rolling.append(*torch.randn(2, B, K, T, D))
+        module.KVCache(GPT(CONFIG), B + 1, S).select(torch.tensor([2, 0]))
     everything = module.SamplingConfig(
         top_k=20, top_p=0.9, min_p=0.01, repetition_penalty=1.2, max_new_tokens=1
     )
     with traced.sizes(same=["TS"], B=B, T=T, S=T, K=K, D=D, V=V):
         for config in (everything, module.SamplingConfig(temperature=0, max_new_tokens=1)):
             list(module.generate_batch(GPT(CONFIG), ids(), config))
+        module.sample_next(torch.randn(B, V), everything, ids(), torch.Generator())
     with traced.sizes(same=["TS"], B=1, T=T, S=T, K=K, D=D, V=V):
         next(module.generate(GPT(CONFIG), ids()[0].tolist(), everything))
+
+
+def decoding(traced: Traced) -> None:
+    module, text, greedy = traced.module, ids(1)[0].tolist(), SamplingConfig(temperature=0)
+    torch.manual_seed(0)
+    large, other = GPT(CONFIG), GPT(dataclasses.replace(CONFIG, tie_embeddings=False))
+    with traced.sizes(B=1, T=T, V=V):
+        module.score(large, [*text, 1])
+        module.beam_search(large, text, beams=1, max_new_tokens=3)
+        for draft in (large, other):
+            next(module.speculative_generate(large, draft, text, greedy, draft_tokens=T - 1))
 
 
 def running_example(traced: Traced) -> None:
@@ -131,6 +149,7 @@ SCENARIOS = {
     "ch06_transformer_block": block,
     "ch07_gpt_model": model,
     "ch08_data": data,
+    "ch09_decoding": decoding,
     "ch09_inference": inference,
     "running_example": running_example,
 }
