@@ -229,6 +229,11 @@ def run_info(args: argparse.Namespace) -> int:
         print(f"  {kind:14} {flops / 1e6:>13,.1f} million operations per token at a context of {context}")
     for kind, size in memory_bytes(config, context).items():
         print(f"  {kind:14} {size / 2**20:>13,.1f} MiB")
+    # 4. Of a run, print what was expected and what came.
+    if not args.preset:
+        from chapters.ch10_costs import compare
+
+        print(*compare(args.model or default_model(), config), sep="\n")
     return 0
 
 
