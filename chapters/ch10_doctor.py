@@ -65,7 +65,8 @@ def instruction_sets() -> list[str]:
     The names of the tests differ between versions of PyTorch; one that is missing says nothing.
     """
     tests = {shown: getattr(torch.cpu, name, lambda: False) for name, shown in ABILITIES.items()}
-    return [torch.backends.cpu.get_cpu_capability(), *(shown for shown, test in tests.items() if test())]
+    found = [torch.backends.cpu.get_cpu_capability(), *(shown for shown, test in tests.items() if test())]
+    return list(dict.fromkeys(found))
 
 
 def usable_cores() -> int:
@@ -222,7 +223,7 @@ def gigabytes(size: int | None) -> str:
 
     The makers of disks count in units of 10^9, which are smaller.
     """
-    return "size unknown" if size is None else f"{size / 2**30:,.1f} GiB"
+    return "size unknown" if size is None else f"{size / 2**30:,.2f} GiB"
 
 
 def duration(seconds: float) -> str:
