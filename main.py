@@ -256,7 +256,7 @@ def run_export(args: argparse.Namespace) -> int:
     from chapters.ch07_gguf import save_gguf
 
     save_gguf(model, tokenizer, args.out, args.type)
-    print(f"{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB. Try it with: llama-cli -m {args.out}")
+    print(f"{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB. In llama.cpp: llama-completion -m {args.out}")
     return 0
 
 
