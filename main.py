@@ -5,6 +5,10 @@
     python main.py generate --prompt "Once upon a time"
     python main.py chat              begin a story, the model goes on
     python main.py info              sizes, parameters, memory
+    python main.py eval              how surprised a model is by text that it has not seen
+    python main.py doctor            how fast this machine is, and what to train on it
+    python main.py export --to gguf  the model for llama.cpp
+    python main.py onefile           the whole GPT in one Python file
 
 PyTorch is imported after the arguments are read, so that help and mistakes answer at once.
 """
@@ -107,7 +111,7 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     """Return the command and its settings; a mistake ends in one line and exit code 2."""
     # 1. Describe the commands. Without one, the whole journey is meant.
     parser = CommandLine(prog="main.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", metavar="{train,generate,chat,info}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     train = commands.add_parser("train", help="train a model and write a run folder")
     add_data_flags(train)
     train.add_argument("--preset", default="tiny", choices=PRESETS, help="the model's sizes, before other flags")
@@ -126,9 +130,9 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     chat = commands.add_parser("chat", help="begin a story, the model goes on, you go on, …")
     info = commands.add_parser("info", help="parameters, work and memory of a model")
 
-    # 4. Give these three a model to work with.
+    # 4. Give these a model to work with.
     info.add_argument("--preset", choices=PRESETS, help="a preset instead of a model folder")
-    for command in (generate, chat, info):
+    for command in (generate, chat, info, *add_tools(commands)):
         command.add_argument("--model", type=Path, metavar="FOLDER", help="a model folder, or the name of a published "
                              "model, ORG/NAME (default: newest run, or models/storyteller)")
 
@@ -147,6 +151,28 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
 
     # 7. Hand over what was understood.
     return args
+
+
+def add_tools(commands) -> list[argparse.ArgumentParser]:
+    """Add the commands around a model and the machine; return those that want a model."""
+    # 1. Describe the examination.
+    evaluate = commands.add_parser("eval", help="bits per byte on held-out text, with an interval")
+    evaluate.add_argument("--data", help="as for train; its held-out part is read (default: what it learnt from)")
+    evaluate.add_argument("--documents", type=int, default=1000, metavar="INT", help="at most so many; default 1000")
+    evaluate.add_argument("--window", type=int, metavar="INT", help="tokens read together; default the context, up to "
+                          "1024")
+
+    # 2. Describe what leaves the house.
+    export = commands.add_parser("export", help="write the model for other programs")
+    export.add_argument("--to", choices=["gguf"], default="gguf", help="gguf, for llama.cpp")
+    export.add_argument("--type", choices=["F16", "Q8_0"], default="F16", help="format of the matrices")
+    export.add_argument("--out", type=Path, required=True, metavar="FILE", help="a new file")
+    onefile = commands.add_parser("onefile", help="write the whole GPT as one Python file that runs alone")
+
+    # 3. Describe the rest.
+    onefile.add_argument("--out", type=Path, default=Path("gpt.py"), metavar="FILE", help="a new file; default gpt.py")
+    commands.add_parser("doctor", help="how fast this machine is, and what to train on it")
+    return [evaluate, export]
 
 
 def default_model() -> Path:
@@ -269,6 +295,52 @@ def run_info(args: argparse.Namespace) -> int:
         print(f"  {kind:14} {flops / 1e6:>13,.1f} million operations per token at a context of {context}")
     for kind, size in memory_bytes(config, context).items():
         print(f"  {kind:14} {size / 2**20:>13,.1f} MiB")
+    # 4. Of a run, print what was expected and what came.
+    if not args.preset:
+        from chapters.ch10_costs import compare
+
+        print(*compare(args.model or default_model(), config), sep="\n")
+    return 0
+
+
+def run_eval(args: argparse.Namespace) -> int:
+    """Print how surprised a model is by held-out text, and how sure that is."""
+    # 1. Open the model, and find the text that it has not seen.
+    model, tokenizer = open_model(args.model)
+    from chapters.ch09_evaluation import evaluate, held_out
+
+    documents, floor = held_out(args.model or default_model(), args.data, args.documents)
+    # 2. Measure.
+    for line in evaluate(model, tokenizer, documents, args.window, floor):
+        print(line)
+    return 0
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """Write a model as a GGUF file."""
+    model, tokenizer = open_model(args.model)
+    from chapters.ch07_gguf import save_gguf
+
+    save_gguf(model, tokenizer, args.out, args.type)
+    print(f"{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB. In llama.cpp: llama-completion -m {args.out}")
+    return 0
+
+
+def run_onefile(args: argparse.Namespace) -> int:
+    """Write the whole GPT as one Python file."""
+    from chapters.ch10_onefile import write_onefile
+
+    write_onefile(args.out)
+    print(f"{args.out}: the whole GPT. Try it anywhere with: python {args.out.name}")
+    return 0
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    """Print what this machine is and can do, as it is found out."""
+    from chapters.ch10_doctor import examine
+
+    for line in examine():
+        print(line, flush=True)
     return 0
 
 
@@ -318,7 +390,10 @@ def run_train(args: argparse.Namespace) -> int:
 
 
 # What each command does.
-COMMANDS = {"train": run_train, "generate": run_generate, "chat": run_chat, "info": run_info}
+COMMANDS = {
+    "train": run_train, "generate": run_generate, "chat": run_chat, "info": run_info, "eval": run_eval,
+    "export": run_export, "onefile": run_onefile, "doctor": run_doctor,
+}
 
 
 def main(argv: list[str] | None = None) -> int:

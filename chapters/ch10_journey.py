@@ -7,6 +7,7 @@ all that is needed to repeat or to continue the run, and everything the run has 
 import dataclasses
 import json
 import sys
+import time
 from itertools import chain, islice
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from chapters.ch08_scale import check_memory, choose_device, tokens_per_second
 from chapters.ch08_store import TokenStore, open_store
 from chapters.ch08_training import TrainConfig, Trainer, bits_per_byte
 from chapters.ch09_inference import SamplingConfig, generate_batch, stream_story
+from chapters.ch10_costs import clock, write_costs
 from corpora import stories
 from corpora.documents import TRAIN, VALIDATION, Corpus, load_corpus
 
@@ -143,8 +145,8 @@ class Journey:
         journey.remembers = any(line.get("stories_that_parse", 0) >= 0.5 for line in lines)
         return journey
 
-    def predict(self) -> None:
-        """Measure a step in each number format, compiled and not, and print how long the run will take.
+    def predict(self) -> tuple[float, float]:
+        """Measure a step in each number format, compiled and not; print and return how many seconds the run will take.
 
         A step is measured forward and backward, in tokens per second. The weights do not move. The prediction
         is a range, because a laptop slows down when it gets warm, and because other programs want to work too;
@@ -167,6 +169,7 @@ class Journey:
         steps = self.train_config.max_steps - trainer.step
         seconds = steps * self.train_config.grad_accum_steps * tokens / used
         print(f"So {steps} steps will take about {clock(1.2 * seconds)} to {clock(1.8 * seconds)} minutes.\n")
+        return 1.2 * seconds, 1.8 * seconds
 
     def _measure(self, dtype: torch.dtype, compiled: bool, tokens: int) -> float:
         """Print and return the tokens per second of the gradient in one number format.
@@ -261,17 +264,22 @@ class Journey:
     def _train_and_write(self) -> bool:
         """Predict, train and write the model folder; return False when the training was interrupted.
 
+        What was predicted and what came is written down, so that a reader can hold one against the other.
         Of a run that was stopped after its last step, only the writing is done.
         """
         # 1. Predict without touching the random numbers: the run shall not depend on whether it was predicted.
         steps, trainer = self.train_config.max_steps, self.trainer
-        if trainer.step < steps:
+        if (ahead := steps - trainer.step) > 0:
             with same_dice(trainer.device):
-                self.predict()
+                predicted = self.predict()
 
         # 2. Train. The bar shows step, loss, speed and the time left.
+        began = time.perf_counter()
         with tqdm(total=steps, initial=trainer.step, unit="step", desc="training", dynamic_ncols=True) as bar:
             finished = trainer.train(bar)
+        if finished and ahead > 0:
+            write_costs(self.folder, trainer.device, ahead, predicted, time.perf_counter() - began)
+        # 3. Write what came out.
         if finished:
             self._write(self._examine())
         return finished
@@ -363,8 +371,3 @@ def check_text(data: str, corpus: Corpus, tokenizer: BPETokenizer, context: int)
     if there < context:
         raise ValueError(f"--data {data}: {there} tokens to learn from do not fill one context of {context}; "
                          "give more text, or a smaller --max-seq-len")
-
-
-def clock(seconds: float) -> str:
-    """Return a number of seconds as minutes and seconds, such as 3:07."""
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
