@@ -9,6 +9,8 @@ any decomposition. Embeddings and vectors stay with AdamW.
 import torch
 from torch import Tensor
 
+from chapters.ch08_distributed import part_of, whole
+
 # The a, b and c of each round. The first throws short directions far, the next two bring all together.
 ROUNDS = ((8.2872, -23.5959, 17.3004), (4.1071, -2.9478, 0.5448), (3.9487, -2.9089, 0.5518))
 
@@ -60,7 +62,9 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(p)
                 # 2. Average the gradients, then look one step ahead (Nesterov).
                 state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                direction = orthogonalize(p.grad.lerp(state["momentum"], group["momentum"]), dtype=self.dtype)
-                # 3. Decay, then move.
+                ahead = p.grad.lerp(state["momentum"], group["momentum"])
+                # 3. Level the whole matrix, even where this process holds a part of it alone.
+                direction = part_of(orthogonalize(whole(ahead), dtype=self.dtype), p)
+                # 4. Decay, then move.
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.sub_(direction, alpha=group["lr"] * 0.2 * max(p.shape) ** 0.5)
