@@ -89,7 +89,7 @@ def test_two_processes_learn_what_one_learns_and_speak_and_write_as_one(one, tex
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals to speak of")
 @pytest.mark.parametrize(("number", "flags"), [(signal.SIGINT, []), (signal.SIGTERM, ["--shard"])])
-def test_a_signal_to_torchrun_stops_all_in_good_order_and_one_process_goes_on(text, tmp_path, number, flags):
+def test_a_signal_to_torchrun_stops_all_after_one_step_saves_and_says_how_to_go_on(text, tmp_path, number, flags):
     folder = tmp_path / "run"
     endless = settings(text, folder, max_steps=100_000, eval_every=100_000, checkpoint_every=5)
     process = start([*TORCHRUN, *endless, *flags], tmp_path / "out")
