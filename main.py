@@ -14,14 +14,16 @@ PyTorch is imported after the arguments are read, so that help and mistakes answ
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import os
 import re
 import shlex
 import signal
 import sys
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from chapters.ch07_config import PRESETS, GPTConfig, count_parameters, flops_per_token, memory_bytes
@@ -39,7 +41,6 @@ PROMPT = OPENING
 INTERRUPTED = 130
 
 # What a run may be called: what a folder can be called on every system, and no path that leads elsewhere.
-RUN_NAME = r"\w[\w.-]{0,59}"
 
 
 class CommandLine(argparse.ArgumentParser):
@@ -120,6 +121,7 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     train.add_argument("--name", help="name of the new folder among the runs")
     train.add_argument("--runs", type=Path, metavar="FOLDER", help="where the folders of runs are, default runs/")
     train.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with an interrupted run")
+    train.add_argument("--shard", action="store_true", help="under torchrun: each process holds a part of the model")
     add_fields(train, GPTConfig, "model (with --qk-norm, unless the switches of another family are set)")
     add_fields(train, TrainConfig, "training")
 
@@ -344,26 +346,9 @@ def run_doctor(args: argparse.Namespace) -> int:
     return 0
 
 
-def name_of_run(args: argparse.Namespace, runs: Path) -> str:
-    """Return what the new run is called: as asked for, or after its text and its model.
-
-    Raises ValueError for a name that is a path, or is taken: without a name, the run would take the next free one.
-    """
-    # 1. Make one up where none is given.
-    name = f"{short_name(args.data)[:40]}-{args.preset}" if args.name is None else args.name
-    if not re.fullmatch(RUN_NAME, name):
-        raise ValueError(f"--name {name!r}: a name has at most 60 letters, digits, '.', '-' and '_', begins with a "
-                         "letter or a digit, and is no path; give the place by --runs FOLDER")
-
-    # 2. Never guess whether a run that is there was meant.
-    if args.name is not None and (runs / name).exists():
-        raise ValueError(f"--name {name}: {runs / name} exists; choose another name, or go on with it by "
-                         f"--resume {runs / name} alone")
-    return name
-
-
-def run_train(args: argparse.Namespace) -> int:
-    """Train a model, watch it learn, write the run folder, and let the model speak."""
+def open_journey(args: argparse.Namespace, team):
+    """Return the training run that the flags ask for, an old one or a new one, shared by a team of processes."""
+    from chapters.ch08_run import name_of_run
     from chapters.ch10_journey import Journey
 
     # 1. Go on with an old run. A setting that it would not heed is refused, not passed over in silence.
@@ -372,20 +357,29 @@ def run_train(args: argparse.Namespace) -> int:
         given = [*chosen(GPTConfig, args), *chosen(TrainConfig, args)]
         if given := given + [name for name in of_new if getattr(args, name) != getattr(unset, name)]:
             raise ValueError(f"--resume keeps the run's own settings: leave out {', '.join(given)}, or begin a new run")
-        journey = Journey.resume(args.resume)
+        return Journey.resume(args.resume, team)
     # 2. Or settle all settings of a new one: a contradiction must not cost three minutes.
-    else:
-        model_config = sized(args)
-        train_config = TrainConfig(**chosen(TrainConfig, args))
-        command = shlex.join(["python", "main.py", *sys.argv[1:]])
-        # 3. Begin it in a folder of its own.
-        runs = args.runs or RUNS
-        name = name_of_run(args, runs)
-        journey = Journey.begin(args.data, name, model_config, train_config, runs, command, args.text_field, args.clean)
-    # 4. Train, then tell.
-    finished = journey.train()
-    if finished:
-        journey.tell(count=3)
+    model_config = sized(args)
+    train_config = TrainConfig(**chosen(TrainConfig, args))
+    command = f"{team.launcher} {shlex.join(['main.py', *sys.argv[1:]])}"
+    # 3. Begin it in a folder of its own.
+    runs = args.runs or RUNS
+    name = name_of_run(args.name, f"{short_name(args.data)[:40]}-{args.preset}", runs)
+    return Journey.begin(args.data, name, model_config, train_config, runs, command, args.text_field, args.clean, team)
+
+
+def run_train(args: argparse.Namespace) -> int:
+    """Train a model, watch it learn, write the run folder, and let the model speak."""
+    from chapters.ch08_distributed import team_of_processes
+    from chapters.ch10_journey import Journey
+
+    # 1. Begin in one process. Those that share the work, if any, join when the run folder is there.
+    with team_of_processes(args.shard) as team:
+        journey = team.assemble(lambda: open_journey(args, team), lambda folder: Journey.resume(folder, team))
+        # 2. Train together, then tell.
+        finished = journey.train()
+        if finished and team.first:
+            journey.tell(count=3)
     return 0 if finished else INTERRUPTED
 
 
@@ -396,6 +390,19 @@ COMMANDS = {
 }
 
 
+@contextlib.contextmanager
+def one_voice() -> Iterator[None]:
+    """Let one process speak where `torchrun` has started several: the others say and ask for nothing in the block."""
+    # 1. Leave a process that nobody shares its work with as it is, and the first one.
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["RANK"] == "0":
+        yield
+        return
+    # 2. Send the words of the others nowhere. What is a bug still shows, outside of the block.
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
+
+
+@one_voice()
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return the exit code: 0 done, 2 a mistake in what was asked, 130 interrupted."""
     # 1. Turn what the reader can mend into one line; a traceback is for bugs in the book.

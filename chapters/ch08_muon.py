@@ -9,6 +9,8 @@ any decomposition. Embeddings and vectors stay with AdamW.
 import torch
 from torch import Tensor
 
+from chapters.ch08_distributed import part_of, whole
+
 # The a, b and c of each round. The first throws short directions far, the next two bring all together.
 ROUNDS = ((8.2872, -23.5959, 17.3004), (4.1071, -2.9478, 0.5448), (3.9487, -2.9089, 0.5518))
 
@@ -61,15 +63,15 @@ class Muon(torch.optim.Optimizer):
 
     def _move(self, parameters: list[Tensor], group: dict) -> None:
         """Move matrices of one shape."""
-        # 1. Average the gradients of each, then look one step ahead (Nesterov).
+        # 1. Average the gradients of each, then look one step ahead (Nesterov). Gather what several processes share.
         ahead = []
         for p in parameters:
             average = self.state[p].setdefault("momentum", torch.zeros_like(p))
             average.lerp_(p.grad, 1 - group["momentum"])
-            ahead.append(p.grad.lerp(average, group["momentum"]))
+            ahead.append(whole(p.grad.lerp(average, group["momentum"])))
 
-        # 2. Decay, then move.
+        # 2. Level whole matrices, even where this process holds a part of each alone. Decay, then move.
         rate = group["lr"]
         for p, direction in zip(parameters, orthogonalize(torch.stack(ahead), self.dtype), strict=True):
             p.mul_(1 - rate * group["weight_decay"])
-            p.sub_(direction, alpha=rate * 0.2 * max(p.shape) ** 0.5)
+            p.sub_(part_of(direction, p), alpha=rate * 0.2 * max(p.shape) ** 0.5)

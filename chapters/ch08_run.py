@@ -9,9 +9,32 @@
 import contextlib
 import json
 import math
+import re
 from pathlib import Path
 
 from chapters.ch02_writing import explained, replacing, write_atomically
+
+
+# What a run may be called: a name, never a path.
+RUN_NAME = r"\w[\w.-]{0,59}"
+
+
+def name_of_run(asked: str | None, made_up: str, runs: Path) -> str:
+    """Return what a new run is called: as asked for, or as made up.
+
+    Raises ValueError for a name that is a path, or is taken: a made-up one would get the next free number.
+    """
+    # 1. Let no name lead out of the folder of runs.
+    name = made_up if asked is None else asked
+    if not re.fullmatch(RUN_NAME, name):
+        raise ValueError(f"--name {name!r}: a name has at most 60 letters, digits, '.', '-' and '_', begins with a "
+                         "letter or a digit, and is no path; give the place by --runs FOLDER")
+
+    # 2. Never guess whether a run that is there was meant.
+    if asked is not None and (runs / name).exists():
+        raise ValueError(f"--name {name}: {runs / name} exists; choose another name, or go on with it by "
+                         f"--resume {runs / name} alone")
+    return name
 
 
 def new_run_folder(root: Path, name: str) -> Path:

@@ -16,9 +16,11 @@ held-out text, the checkpoint, and the `Trainer` that calls them all.
 `cross_entropy`, `clip_gradients` and `AdamW` are written out here and tested against PyTorch's, which
 the `Trainer` uses because they are fused into fewer passes over memory. `ch08_data.py` makes batches of text,
 `ch08_scale.py` picks device, number format and compiler, `ch08_checkpoint.py` keeps what a killed run needs to go
-on, and `ch08_guard.py` says what went wrong; chapter 9 makes the trained model speak.
+on, `ch08_guard.py` says what went wrong, and `ch08_distributed.py` lets several processes share the work; chapter 9
+makes the trained model speak.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -36,6 +38,7 @@ from chapters.ch07_gpt_model import GPT
 from chapters.ch08_checkpoint import REMEDY, cut_logs, load_checkpoint, log_sizes, save_checkpoint
 from chapters.ch08_config import TrainConfig, cosine_warmup_lr
 from chapters.ch08_data import TokenRows, get_batch
+from chapters.ch08_distributed import ALONE, Alone, whole
 from chapters.ch08_guard import first_bad_tensor, stop_politely
 from chapters.ch08_muon import Muon
 from chapters.ch08_scale import autocast, choose_device, choose_dtype, compiler_pays, one_order
@@ -174,19 +177,23 @@ class Trainer:
 
     `run_folder` receives `metrics.jsonl` (a line per evaluation) and `checkpoint/`. After each evaluation
     `on_evaluation(trainer, metrics)` is called, and may add to the metrics. `bar`, if given, is a tqdm bar.
+    `team` says who shares the work; `model` takes the steps, and `whole` is all of it, which is the same model
+    unless the team holds it in parts.
     """
 
     def __init__(self, model: GPT, train: TokenRows, validation: TokenRows, config: TrainConfig, run_folder: Path,
-                 on_evaluation: Callable[["Trainer", dict], None] | None = None):
-        # 1. Put the model where it trains, and choose the number format explicitly.
-        self.device = choose_device()
-        self.model, self.config, self.run_folder = model.to(self.device), config, Path(run_folder)
+                 on_evaluation: Callable[["Trainer", dict], None] | None = None, team: Alone = ALONE):
+        # 1. Put the model where it trains, with whoever shares the work.
+        self.device, self.team = choose_device(), team
+        self.team.check(config)
+        self.whole, self.config, self.run_folder = model.to(self.device), config, Path(run_folder)
+        self.model = self.team.spread(self.whole)
         self.train_rows, self.validation_rows, self.on_evaluation = train, validation, on_evaluation
+
+        # 2. Choose the number format explicitly. Compile the step where that pays; the loss is the same either way.
         self.dtype = choose_dtype(config.dtype, self.device)
         self.optimizers = make_optimizers(self.model, config, self.dtype)
-
-        # 2. Compile the step where that pays; the loss is the same either way.
-        self.compiled = compiler_pays(config, self.device)
+        self.compiled = self.team.compiles and compiler_pays(config, self.device)
         self.loss_of = torch.compile(self.loss_on) if self.compiled else self.loss_on
         self.step, self.stop_requested, self.last_score = 0, False, math.nan
 
@@ -194,10 +201,10 @@ class Trainer:
         self.losses, self.seconds = [], 0.0
         self.checkpoint = self.run_folder / "checkpoint" / "state.safetensors"
 
-    def loss_on(self, x: Tensor, y: Tensor) -> Tensor:
+    def loss_on(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return the loss of one batch as a single number with a gradient."""
         with autocast(self.device, self.dtype):
-            logits = self.model(x)  # (B, T, V)
+            logits = model(x)  # (B, T, V)
         return F.cross_entropy(logits.float().flatten(0, 1), y.flatten())
 
     def _batch(self, index: int) -> tuple[Tensor, Tensor]:
@@ -211,16 +218,19 @@ class Trainer:
         Several small batches in a row, each loss divided by their number, add up to the gradient of one
         large batch: what does not fit in memory at once is accumulated.
         """
-        # 1. Read each part of the batch.
+        # 1. Read each part of the batch, and of its rows those that are this process's to learn from.
         total, parts = 0.0, self.config.grad_accum_steps
+        self.team.throw_dice(self.config.seed, step)
         for part in range(parts):
-            x, y = self._batch(step * parts + part)
+            x, y = self.team.shares(self._batch(step * parts + part))[self.team.rank]
             # 2. Add its gradient to what is there. The order of the sums is fixed, or no run could be repeated.
             with one_order(self.device):
-                loss = self.loss_of(x, y) / parts
+                loss = self.loss_of(self.model, x, y) / parts
                 loss.backward()
             total += loss.item()
-        return total
+        # 3. Share what was found.
+        self.team.average(self.model)
+        return self.team.mean(total)
 
     def evaluation_due(self) -> bool:
         """Return whether to look now: every `eval_every` steps, at the end, and more often while all is new."""
@@ -237,10 +247,11 @@ class Trainer:
 
         # 2. Find the gradient, and clip it. Refuse one that is no number: it would spoil every weight.
         loss = self.gradient(self.step)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip).item()
+        norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip)).item()
         metrics = {"step": self.step + 1, "loss": loss, "learning_rate": rate, "gradient_norm": norm}
         if not math.isfinite(loss + norm):
-            raise ValueError(self._diagnosis(metrics))
+            self.team.gather(self.model, self.whole)
+            raise ValueError(self.team.ask_first(self._diagnosis, metrics))
 
         # 3. Move, and forget the gradient: a leftover would leak into the next step.
         for optimizer in self.optimizers:
@@ -251,10 +262,10 @@ class Trainer:
 
     def _diagnosis(self, metrics: dict) -> str:
         """Return in one line at which step the numbers exploded, how, and in which tensor first."""
-        # 1. Compute the batch once more, with a look into the model.
-        parts = self.config.grad_accum_steps
-        batches = (self._batch(self.step * parts + part) for part in range(parts))
-        tensor = first_bad_tensor(self.model, batches, self.loss_on)
+        # 1. Compute the batch once more, in the same pieces, with a look into the model.
+        numbers = range(self.step * self.config.grad_accum_steps, (self.step + 1) * self.config.grad_accum_steps)
+        batches = (share for number in numbers for share in self.team.shares(self._batch(number)))
+        tensor = first_bad_tensor(self.whole, batches, functools.partial(self.loss_on, self.whole))
 
         # 2. Tell what was known before, and what to do.
         known = {name.replace("_", " "): value for name, value in metrics.items() if value is not None}
@@ -264,13 +275,15 @@ class Trainer:
 
     def evaluate(self) -> float:
         """Return the bits per byte on the held-out documents."""
-        return bits_per_byte(self.model, self.validation_rows, amp=autocast(self.device, self.dtype))
+        return bits_per_byte(self.whole, self.validation_rows, amp=autocast(self.device, self.dtype))
 
     def save(self) -> None:
         """Write the checkpoint from which this run can go on."""
-        save_checkpoint(self.checkpoint, self.model, self.optimizers, self.step, self.config, losses=self.losses,
-                        seconds=self.seconds, logs=log_sizes(self.run_folder), last_score=self.last_score,
-                        text=self._text_mark())
+        self.team.gather(self.model, self.whole)
+        optimizers = self.team.gather_averages(self.optimizers)
+        self.team.ask_first(save_checkpoint, self.checkpoint, self.whole, optimizers, self.step, self.config,
+                            losses=self.losses, seconds=self.seconds, logs=log_sizes(self.run_folder),
+                            last_score=self.last_score, text=self._text_mark())
 
     def _text_mark(self) -> str:
         """Return a mark of the text: its first batch depends on every row's number and on the rows drawn."""
@@ -283,11 +296,12 @@ class Trainer:
         Raises ValueError when the checkpoint is damaged, or the text is not the one that this run began with.
         """
         # 1. Load. A run that was stopped before its first step looks at the untrained model again.
-        notes = load_checkpoint(self.checkpoint, self.model, self.optimizers) if self.checkpoint.exists() else {}
+        notes = load_checkpoint(self.checkpoint, self.whole, self.optimizers) if self.checkpoint.exists() else {}
         if notes and not notes.keys() >= {"step", "text", "logs", "losses", "seconds", "last_score"}:
             raise ValueError(f"{self.checkpoint} was written by another version of this book: {REMEDY}")
         if notes and notes["text"] != self._text_mark():
             raise ValueError(f"the text is not the one that {self.run_folder} began with: bring it back, or train anew")
+        self.team.deal_out(self.whole, self.model, self.optimizers)
         self.step = notes.get("step", 0)
 
         # 2. Keep the logs of the past only: the rest will be written again.
@@ -321,7 +335,7 @@ class Trainer:
         if self.step == 0:
             self._record({"step": 0, "tokens_per_second": None, "loss": None})
         # 2. Step until done, or until somebody asks to stop.
-        while self.step < c.max_steps and not self.stop_requested:
+        while self.step < c.max_steps and not self.team.anyone(self.stop_requested):
             began = time.perf_counter()
             metrics = self.train_step()
             self.seconds += time.perf_counter() - began
@@ -345,11 +359,19 @@ class Trainer:
         return f"loss {np.mean(self.losses[-20:]):.3f}, held-out {self.last_score:.3f} bits/byte, {speed:,.0f} tokens/s"
 
     def _record(self, metrics: dict) -> None:
-        """Measure the validation loss, let the caller add to it, and append a line to metrics.jsonl."""
-        # 1. Measure, and let the caller look (a sample, a share of stories that parse).
-        self.last_score = metrics["validation_bits_per_byte"] = self.evaluate()
-        if not math.isfinite(self.last_score):
+        """Examine the whole model, once in a team, and let everybody know the score."""
+        self.team.gather(self.model, self.whole)
+        self.last_score = self.team.ask_first(self._examine, metrics)
+
+    def _examine(self, metrics: dict) -> float:
+        """Measure the validation loss, let the caller add to it, append a line to metrics.jsonl, return the loss."""
+        # 1. Measure.
+        score = metrics["validation_bits_per_byte"] = self.evaluate()
+        if not math.isfinite(score):
             raise ValueError(self._diagnosis(metrics))
+
+        # 2. Let the caller look (a sample, a share of stories that parse), and keep it.
         if self.on_evaluation is not None:
             self.on_evaluation(self, metrics)
         append_durably(self.run_folder / "metrics.jsonl", json.dumps(metrics) + "\n")
+        return score

@@ -19,6 +19,7 @@ from chapters.ch02_writing import append_durably, write_atomically
 from chapters.ch07_families import family_of
 from chapters.ch07_gpt_model import GPT, GPTConfig, count_parameters, memory_bytes
 from chapters.ch08_checkpoint import same_dice
+from chapters.ch08_distributed import ALONE, Alone
 from chapters.ch08_run import draw_loss_curve, new_run_folder, read_metrics, write_card
 from chapters.ch08_scale import check_memory, choose_device, tokens_per_second
 from chapters.ch08_store import TokenStore, open_store
@@ -48,7 +49,8 @@ class Journey:
     trainer       chapter 8's loop, which calls `look` at every examination
     """
 
-    def __init__(self, settings: dict, folder: Path, corpus: Corpus, tokenizer: BPETokenizer, store: TokenStore):
+    def __init__(self, settings: dict, folder: Path, corpus: Corpus, tokenizer: BPETokenizer, store: TokenStore,
+                 team: Alone):
         # 1. Build what the settings describe. The seed decides the first weights, before anything else draws numbers.
         self.settings, self.folder, self.corpus, self.tokenizer = settings, folder, corpus, tokenizer
         self.train_config, self.remembers = TrainConfig(**settings["train"]), False
@@ -60,7 +62,7 @@ class Journey:
         self.store, context = store, self.model.config.max_seq_len
         rows, self.validation = (store.rows(side, context) for side in (TRAIN, VALIDATION))
         look = self.validation.sample(LOOK_TOKENS, tokenizer)
-        self.trainer = Trainer(self.model, rows, look, self.train_config, folder, self.look)
+        self.trainer = Trainer(self.model, rows, look, self.train_config, folder, self.look, team)
 
         # 3. Say how much there is. The bytes of a token, an average, turn a loss per token into one per byte.
         learnt, held_out = store.about[TRAIN], store.about[VALIDATION]
@@ -71,19 +73,20 @@ class Journey:
         print(f"Model  {count_parameters(self.model.config)['total']:,} parameters, context {context} tokens")
 
         # 4. Say how to go on before anything can happen: a run that is killed says nothing more.
-        self.how_to_go_on = f"python main.py train --resume {folder}"
+        self.how_to_go_on = f"{team.launcher} main.py train{team.flags} --resume {folder}"
         print(f"Run    {folder}: whenever it stops, it goes on with\n       {self.how_to_go_on}")
 
     @classmethod
     def begin(cls, data: str, name: str, model: GPTConfig, train: TrainConfig, runs: Path, command: str,
-              text_field: str = "text", clean: bool = False) -> "Journey":
+              text_field: str = "text", clean: bool = False, team: Alone = ALONE) -> "Journey":
         """Return a new journey: corpus made or read, tokenizer trained, run folder named and its settings written.
 
-        `data`, `text_field` and `clean` are what `load_corpus` takes. Tokens are kept in `runs/.tokens`.
-        Raises ValueError for data that cannot be learnt from, before there is a run folder.
+        `data`, `text_field` and `clean` are what `load_corpus` takes, `team` shares the training. Tokens are kept in
+        `runs/.tokens`. Raises ValueError for data that cannot be learnt from, before there is a run folder.
         """
         # 1. Refuse at once what could not be saved at the end. Then say what will happen, and read or make the text.
         family_of(model)
+        team.check(train)
         source = "tell children's stories by a grammar" if data == "stories" else f"read {data}"
         print(f"I will {source}, train a tokenizer on the text, then a GPT, and let the GPT speak.\n")
         corpus = load_corpus(data, train.seed, text_field, clean)
@@ -104,14 +107,14 @@ class Journey:
                     "model": dataclasses.asdict(model), "train": dataclasses.asdict(train)}
         tokenizer.save(folder)
         write_atomically(folder / "settings.json", json.dumps(settings, indent=2) + "\n")
-        return cls(settings, folder, corpus, tokenizer, store)
+        return cls(settings, folder, corpus, tokenizer, store, team)
 
     @classmethod
-    def resume(cls, folder: Path) -> "Journey":
+    def resume(cls, folder: Path, team: Alone = ALONE) -> "Journey":
         """Return the journey of a run folder, at its last checkpoint, or at its beginning where there is none yet.
 
         Text and tokenizer are the same again, and so is the order of the batches: the run goes on as if it
-        had never stopped.
+        had never stopped, in as many processes as there are now.
 
         Raises ValueError when the folder holds no run that can go on.
         """
@@ -137,7 +140,7 @@ class Journey:
                              "run began; put the old text back, or begin a new run")
 
         # 3. Go back to the last checkpoint.
-        journey = cls(settings, folder, corpus, tokenizer, store)
+        journey = cls(settings, folder, corpus, tokenizer, store, team)
         journey.trainer.resume()
         print(f"Step   {journey.trainer.step} of {journey.train_config.max_steps} is where the last checkpoint stands")
         # 4. Remember whether the great moment has been announced.
@@ -277,11 +280,13 @@ class Journey:
         began = time.perf_counter()
         with tqdm(total=steps, initial=trainer.step, unit="step", desc="training", dynamic_ncols=True) as bar:
             finished = trainer.train(bar)
-        if finished and ahead > 0:
-            write_costs(self.folder, trainer.device, ahead, predicted, time.perf_counter() - began)
-        # 3. Write what came out.
+        took = time.perf_counter() - began
+
+        # 3. Let one process write, however many have trained: what they hold is equal.
         if finished:
-            self._write(self._examine())
+            if ahead > 0 and trainer.team.first:
+                write_costs(self.folder, trainer.device, ahead, predicted, took)
+            trainer.team.ask_first(lambda: self._write(self._examine()))
         return finished
 
     def _examine(self) -> dict[str, str]:
