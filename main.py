@@ -18,7 +18,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import re
 import shlex
 import signal
 import sys
@@ -39,8 +38,6 @@ PROMPT = OPENING
 
 # The exit code of a run that was stopped by Ctrl-C or SIGTERM, as shells give it.
 INTERRUPTED = 130
-
-# What a run may be called: what a folder can be called on every system, and no path that leads elsewhere.
 
 
 class CommandLine(argparse.ArgumentParser):
@@ -121,37 +118,39 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     train.add_argument("--name", help="name of the new folder among the runs")
     train.add_argument("--runs", type=Path, metavar="FOLDER", help="where the folders of runs are, default runs/")
     train.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with an interrupted run")
+
+    # 3. Say how it is made, by how many.
     train.add_argument("--shard", action="store_true", help="under torchrun: each process holds a part of the model")
     add_fields(train, GPTConfig, "model (with --qk-norm, unless the switches of another family are set)")
     add_fields(train, TrainConfig, "training")
 
-    # 3. Describe what can be done with a trained model.
+    # 4. Describe what can be done with a trained model.
     generate = commands.add_parser("generate", help="continue a text")
     generate.add_argument("--prompt", default=PROMPT, help="how the text begins")
     generate.add_argument("--count", type=int, default=1, help="how many continuations")
     chat = commands.add_parser("chat", help="begin a story, the model goes on, you go on, …")
     info = commands.add_parser("info", help="parameters, work and memory of a model")
 
-    # 4. Give these a model to work with.
+    # 5. Give these a model to work with.
     info.add_argument("--preset", choices=PRESETS, help="a preset instead of a model folder")
     for command in (generate, chat, info, *add_tools(commands)):
         command.add_argument("--model", type=Path, metavar="FOLDER", help="a model folder, or the name of a published "
                              "model, ORG/NAME (default: newest run, or models/storyteller)")
 
-    # 5. Give those that speak the settings of speaking; one that tells no story in turns may also search for its text.
+    # 6. Give those that speak the settings of speaking; one that tells no story in turns may also search for its text.
     add_fields(generate, DecodingConfig, "decoding: search, guess ahead, or show probabilities")
     for command in (generate, chat):
         command.add_argument("--stop", action="append", default=[], help="end before this text; may be repeated")
         add_fields(command, SamplingConfig, "sampling")
 
-    # 6. Name what no flag knows, beside the command that was meant. Bytes that are no text cannot even be named.
+    # 7. Name what no flag knows, beside the command that was meant. Bytes that are no text cannot even be named.
     args, unknown = parser.parse_known_args(argv or ["train"])
     if unknown:
         commands.choices.get(args.command, parser).error(f"unknown: {' '.join(unknown)}")
     if halves := [text for text in argv if text.encode("utf-8", "replace").decode() != text]:
         parser.error(f"{halves[0]!a} is no UTF-8 text: type it in another way")
 
-    # 7. Hand over what was understood.
+    # 8. Hand over what was understood.
     return args
 
 

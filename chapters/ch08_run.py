@@ -14,7 +14,6 @@ from pathlib import Path
 
 from chapters.ch02_writing import explained, replacing, write_atomically
 
-
 # What a run may be called: a name, never a path.
 RUN_NAME = r"\w[\w.-]{0,59}"
 

@@ -365,7 +365,8 @@ def check_machine(model: GPTConfig, train: TrainConfig) -> None:
 def check_text(data: str, corpus: Corpus, tokenizer: BPETokenizer, context: int) -> None:
     """Raise ValueError where the text to learn from does not fill a single row: most of each would be padding.
 
-    Nothing has been written then, not even tokens.
+    Nothing has been written then, not even tokens. `data` is how the text was asked for, and `context` the tokens
+    of a row.
     """
     # 1. Count the tokens as they would be stored, but no more of them than are needed to know.
     texts = (document.text for document in corpus.documents() if document.side == TRAIN)

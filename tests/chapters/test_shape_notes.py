@@ -120,6 +120,7 @@ def inference(traced: Traced) -> None:
     with traced.sizes(same=["TS"], B=B, T=T, S=T, K=K, D=D, V=V):
         for config in (everything, module.SamplingConfig(temperature=0, max_new_tokens=1)):
             list(module.generate_batch(GPT(CONFIG), ids(), config))
+        module.token_probabilities(torch.randn(B, V), module.SamplingConfig(temperature=0))
         module.sample_next(torch.randn(B, V), everything, ids(), torch.Generator())
     with traced.sizes(same=["TS"], B=1, T=T, S=T, K=K, D=D, V=V):
         next(module.generate(GPT(CONFIG), ids()[0].tolist(), everything))
