@@ -158,15 +158,16 @@ WORKS = [work_steps, work_resume_what_one_process_saved, work_train_to_the_end, 
          work_throw_own_dice, work_explode, work_average_as_ddp, work_join]
 
 
-def process(rank: int, shard: bool, port: int, folder: Path) -> None:
-    """Be one of the processes that torchrun starts."""
-    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": SIZE, "LOCAL_WORLD_SIZE": SIZE, "MASTER_PORT": port}
+def process(rank: int, shard: bool, ports: list[int], folder: Path) -> None:
+    """Be one of the processes that torchrun starts, in two teams, each with a meeting place of its own."""
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": SIZE, "LOCAL_WORLD_SIZE": SIZE, "MASTER_PORT": ports[0]}
     os.environ |= {name: str(number) for name, number in numbers.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test"}
     torch.set_num_threads(1)
     with team_of_processes(shard) as team:
         for work in WORKS:
             work(team, folder)
+    os.environ["MASTER_PORT"] = str(ports[1])
     with pytest.raises(ValueError, match="another process of this run has ended"), team_of_processes(shard) as team:
         leave_or_wait(team)
     keep(team, folder, "left", True)
@@ -196,9 +197,9 @@ def together(request, alone) -> Path:
     """What the processes found, of each kind of team."""
     folder = alone / request.param
     folder.mkdir()
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    torch.multiprocessing.spawn(process, (request.param == "shards", port, folder), nprocs=SIZE)
+    with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
+        ports = [server.getsockname()[1] for server in (first, second)]
+    torch.multiprocessing.spawn(process, (request.param == "shards", ports, folder), nprocs=SIZE)
     return folder
 
 
