@@ -20,12 +20,13 @@ ROPE_SCALING_FIELDS = {
 
 
 def check_number(name: str, value: object) -> None:
-    """Raise ValueError where a value is no finite number.
+    """Raise ValueError where a value is no finite number, or a whole one that tensors cannot hold.
 
     To Python, True is a number too, and so is nan, which no comparison ever finds wrong; here they are not.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name} is {value!r}: it must be a finite number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -(2**63) < value < 2**63:
+        if not isinstance(value, float) or not math.isfinite(value):
+            raise ValueError(f"{name} is {value!r}: it must be a finite number of at most 64 bits")
 
 
 def check_rope_scaling(scaling: object) -> None:

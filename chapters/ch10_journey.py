@@ -121,18 +121,17 @@ class Journey:
         # 1. Read the settings. They are the last thing that is written before a run begins.
         try:
             settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-            TrainConfig(**settings["train"]), GPTConfig(**settings["model"]), settings["command"]
+            train, model, _ = TrainConfig(**settings["train"]), GPTConfig(**settings["model"]), settings["command"]
             data, text_field, clean, tokens = (settings[key] for key in ("data", "text_field", "clean", "tokens"))
             if [type(value) for value in (data, text_field, clean)] != [str, str, bool]:
                 raise ValueError(f"data {data!r}, text_field {text_field!r}, clean {clean!r}")
         except (OSError, TypeError, KeyError, ValueError, RecursionError) as error:
             raise ValueError(f"--resume {folder}: no run to go on with ({error}); begin a new one") from error
 
-
         # 2. Find the same text again. With another one, the run would not be the same run, and batch number 200
         # would hold other rows than it would have held.
-        check_machine(GPTConfig(**settings["model"]), TrainConfig(**settings["train"]))
-        corpus = load_corpus(data, settings["train"]["seed"], text_field, clean)
+        check_machine(model, train)
+        corpus = load_corpus(data, train.seed, text_field, clean)
         tokenizer = BPETokenizer.load(folder)
         store = open_store(folder.parent / TOKENS, corpus, tokenizer)
         if store.digest != tokens:
