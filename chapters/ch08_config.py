@@ -35,7 +35,7 @@ class TrainConfig:
     learning_rate: float = 3e-2
     final_lr_fraction: float = 0.05
     warmup_steps: int = 20
-    max_steps: int = 320
+    max_steps: int = 340
     batch_size: int = 24
     grad_accum_steps: int = 1
     weight_decay: float = 0.1

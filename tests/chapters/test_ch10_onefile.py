@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import main
 from chapters import ch10_onefile
@@ -50,8 +52,10 @@ def test_the_file_does_what_its_chapters_do(gpt, tmp_path):
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); from chapters import ch10_alone; sys.exit(ch10_alone.main())"
     )
     assert run(tmp_path / "probe.py", "--steps", "3", "--folder", str(tmp_path / "chapters")).stdout == alone
-    kept = [(tmp_path / name / "checkpoint" / "state.safetensors").read_bytes() for name in ("alone", "chapters")]
-    assert kept[0] == kept[1]
+    # Beside the numbers, a checkpoint notes how long its logs are, and a speed in these has three digits or four.
+    kept = [load_file(tmp_path / name / "checkpoint" / "state.safetensors") for name in ("alone", "chapters")]
+    assert kept[0].keys() == kept[1].keys()
+    assert all(torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
 
 
 def test_the_file_learns_from_a_text_of_ones_own_and_answers_mistakes_in_one_line(gpt, tmp_path):
