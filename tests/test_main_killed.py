@@ -74,7 +74,8 @@ def traces(folder: Path) -> dict:
     lines = [{**line, "tokens_per_second": 0} for line in read_metrics(folder)]
     card = [line for line in (folder / "README.md").read_text().splitlines() if "Command" not in line]
     exact = {name: (folder / name).read_bytes() for name in ("model.safetensors", "config.json", "tokenizer.json")}
-    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    # What the run cost is all measured by a clock; of a run that went on after its last step, nothing is.
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.name != "costs.json")
     return exact | {
         "checkpoint": {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}, "metrics": lines,
         "notes": {name: note for name, note in notes.items() if name not in ("seconds", "logs")},

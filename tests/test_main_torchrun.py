@@ -122,7 +122,7 @@ def test_when_one_process_is_killed_the_others_end_with_one_line(text, tmp_path)
 @pytest.mark.parametrize(("changes", "words"), [
     ({"batch_size": 3}, "error: batch_size is 3: it must be a multiple of the 2 processes"),
     ({"d_model": -1}, "error: d_model"),
-    ({"preset": "enormous"}, "main.py train: error: argument --preset"),
+    ({"preset": "enormous"}, "error: argument --preset"),
     ({"data": "nowhere.txt"}, "nowhere.txt"),
 ])
 def test_a_mistake_is_told_once_and_nothing_is_written(text, tmp_path, changes, words):
