@@ -166,7 +166,7 @@ def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
     return logits.masked_fill(probs < min_p * probs.max(dim=-1, keepdim=True).values, -float("inf"))  # (B, V)
 
 
-def heard_scores(logits: Tensor, config: SamplingConfig, history: Tensor | None = None) -> Tensor:
+def penalized_logits(logits: Tensor, config: SamplingConfig, history: Tensor | None = None) -> Tensor:
     """Return the scores with those of tokens already in `history` (the ids so far) lowered, where that is asked for.
 
     Shapes: logits (B, V), history (B, S) -> (B, V). Raises ValueError for scores that are no numbers: whatever were
@@ -188,7 +188,7 @@ def token_probabilities(logits: Tensor, config: SamplingConfig, history: Tensor 
     Shapes: logits (B, V), history (B, S) -> (B, V); rows sum to 1.
     """
     # 1. Give all to the best if nothing is to be drawn.
-    logits = heard_scores(logits, config, history)  # (B, V)
+    logits = penalized_logits(logits, config, history)  # (B, V)
     if config.temperature == 0:
         return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).float()  # (B, V)
 
@@ -218,7 +218,7 @@ def sample_next(logits: Tensor, config: SamplingConfig, history: Tensor | None =
     """
     # 1. Take the likeliest, if that is asked for.
     if config.temperature == 0:
-        return heard_scores(logits, config, history).argmax(dim=-1)  # (B,)
+        return penalized_logits(logits, config, history).argmax(dim=-1)  # (B,)
 
     # 2. Draw.
     probs = token_probabilities(logits, config, history)  # (B, V)

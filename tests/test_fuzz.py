@@ -106,6 +106,12 @@ def changed(draw: Callable, content: dict) -> dict:
     return content
 
 
+def redrawn(data: st.DataObject, whole: bytes) -> bytes:
+    """Return a JSON file with other values in it, or with its bytes damaged."""
+    other = changed(json.loads(whole)).map(lambda content: json.dumps(content).encode())
+    return data.draw(other | damaged(whole))
+
+
 def tried(read: Callable[[], Any]) -> tuple[Any, str]:
     """Return what was read and no complaint, or nothing and the one line with which it was refused."""
     try:
@@ -181,9 +187,7 @@ def test_a_description_of_anything_is_refused_or_makes_sense(data, model, model_
 @many
 @given(data=st.data())
 def test_a_config_of_anything_is_refused_or_makes_sense(data, model, model_folder):
-    whole = (model_folder / "config.json").read_bytes()
-    other = data.draw(changed(json.loads(whole)).map(lambda config: json.dumps(config).encode()) | damaged(whole))
-    (model / "config.json").write_bytes(other)
+    (model / "config.json").write_bytes(redrawn(data, (model_folder / "config.json").read_bytes()))
     opened(model)
 
 
@@ -215,9 +219,7 @@ def speaks(folder: Path) -> None:
 @many
 @given(data=st.data())
 def test_a_tokenizer_of_anything_is_refused_or_speaks(data, model, model_folder):
-    whole = (model_folder / "tokenizer.json").read_bytes()
-    other = data.draw(changed(json.loads(whole)).map(lambda parts: json.dumps(parts).encode()) | damaged(whole))
-    (model / "tokenizer.json").write_bytes(other)
+    (model / "tokenizer.json").write_bytes(redrawn(data, (model_folder / "tokenizer.json").read_bytes()))
     speaks(model)
 
 
@@ -325,7 +327,7 @@ def run(run_folder, tmp_path) -> Path:
 @given(data=st.data())
 def test_settings_of_anything_are_refused_or_go_on(data, run, run_folder):
     whole = (run_folder / "settings.json").read_bytes()
-    other = data.draw(changed(json.loads(whole)).map(lambda parts: json.dumps(parts).encode()) | damaged(whole))
+    other = redrawn(data, whole)
     (run / "settings.json").write_bytes(other)
     journey, _ = tried(lambda: Journey.resume(run))
     assert journey is None or journey.trainer.step == 2

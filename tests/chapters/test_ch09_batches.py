@@ -6,30 +6,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from chapters.ch07_gpt_model import GPT, GPTConfig
+from chapters.ch07_gpt_model import GPT
 from chapters.ch09_inference import KVCache, SamplingConfig, generate, generate_batch
+from tests.chapters.small_gpt import model_of, some_ids
 
-SMALL = GPTConfig(
-    vocab_size=53, d_model=30, num_layers=3, num_heads=6, num_kv_heads=2, head_dim=4, d_ff=47, max_seq_len=29
-)
 KINDS = [{}, {"num_kv_heads": 1, "qk_norm": True}, {"sliding_window": 5}, {"sliding_window": 1}]
 GREEDY = SamplingConfig(temperature=0)
 DRAWN = SamplingConfig(temperature=1.3, top_k=20, top_p=0.9, repetition_penalty=1.2, seed=7)
 # Prompts whose lengths differ as much as they can: the last leaves room for two tokens.
 PROMPTS = [[5, 9, 2, 7], [11], list(range(20, 31)), [3, 8] * 13 + [6]]
-
-
-def model_of(**changes) -> GPT:
-    """Return a small model with strong opinions, from one seed."""
-    torch.manual_seed(11)
-    model = GPT(dataclasses.replace(SMALL, **changes)).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.4)
-    return model
-
-
-def some_ids(batch: int, length: int) -> torch.Tensor:
-    return torch.randint(53, (batch, length), generator=torch.Generator().manual_seed(1))
 
 
 def alone(model: GPT, config: SamplingConfig, prompts=PROMPTS, **settings) -> list[list[int]]:

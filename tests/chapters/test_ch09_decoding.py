@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from chapters.ch07_gpt_model import GPT, GPTConfig
+from chapters.ch07_gpt_model import GPT
 from chapters.ch09_config import DecodingConfig
 from chapters.ch09_decoding import (
     Acceptance,
@@ -18,21 +18,10 @@ from chapters.ch09_decoding import (
     speculative_generate,
 )
 from chapters.ch09_inference import KVCache, SamplingConfig, generate
+from tests.chapters.small_gpt import model_of
 
-SMALL = GPTConfig(
-    vocab_size=53, d_model=30, num_layers=3, num_heads=6, num_kv_heads=2, head_dim=4, d_ff=47, max_seq_len=29
-)
 GREEDY = SamplingConfig(temperature=0)
 PLAIN = SamplingConfig(temperature=1.0)
-
-
-def model_of(seed: int = 11, std: float = 0.4, **changes) -> GPT:
-    """Return a small model with opinions as strong as `std`, from one seed."""
-    torch.manual_seed(seed)
-    model = GPT(dataclasses.replace(SMALL, **changes)).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=std)
-    return model
 
 
 def log_softmax_of_all(model: GPT, ids: list[int]) -> torch.Tensor:

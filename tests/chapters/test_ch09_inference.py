@@ -17,7 +17,6 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
-from chapters.ch07_gpt_model import GPT, GPTConfig
 from chapters.ch09_inference import (
     KVCache,
     SamplingConfig,
@@ -30,10 +29,8 @@ from chapters.ch09_inference import (
     sample_next,
     stream_text,
 )
+from tests.chapters.small_gpt import model_of, some_ids
 
-SMALL = GPTConfig(
-    vocab_size=53, d_model=30, num_layers=3, num_heads=6, num_kv_heads=2, head_dim=4, d_ff=47, max_seq_len=29
-)
 KINDS = [
     {},
     {"num_kv_heads": 6, "qk_norm": True},
@@ -45,22 +42,9 @@ GREEDY = SamplingConfig(temperature=0)
 BYTES = SimpleNamespace(vocab={i: bytes([i]) for i in range(256)})
 
 
-def model_of(**changes) -> GPT:
-    """Return a small model with strong opinions, from one seed."""
-    torch.manual_seed(11)
-    model = GPT(dataclasses.replace(SMALL, **changes)).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.4)
-    return model
-
-
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     """Return the same random numbers each time."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def some_ids(batch: int, length: int) -> torch.Tensor:
-    return torch.randint(53, (batch, length), generator=torch.Generator().manual_seed(1))
 
 
 # The cache.
