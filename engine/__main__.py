@@ -9,6 +9,7 @@ The model is a Hugging Face folder (GPT-2, Llama, Mistral, Qwen, SmolLM2, TinyLl
 
 import argparse
 import dataclasses
+import json
 import signal
 import sys
 import typing
@@ -59,11 +60,20 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def tell(path: Path, prompt: str, config: SamplingConfig, count: int = 1, stop: Iterable[str] = (),
+def is_gpt2(folder: Path | None) -> bool:
+    """Return whether a model folder holds a GPT-2, which the engine computes and the chapters do not."""
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == "gpt2"
+    except (TypeError, OSError, ValueError, KeyError, RecursionError):
+        return False
+
+
+def tell(path: Path, prompt: str, config, count: int = 1, stop: Iterable[str] = (),
          tokenizer: Path | None = None, **options) -> None:
     """Print the prompt and what a model makes of it, piece by piece, `count` times with one seed after the other.
 
-    `options` are those of `load_model`. Raises ValueError and OSError, in one line, for what cannot be done.
+    `config` is a `SamplingConfig`, the engine's or chapter 9's; `options` are those of `load_model`.
+    Raises ValueError and OSError, in one line, for what cannot be done.
     """
     # 1. Check before the model is loaded: a mistake should not cost a wait.
     if count < 1:
@@ -71,6 +81,7 @@ def tell(path: Path, prompt: str, config: SamplingConfig, count: int = 1, stop: 
     from engine.generation import load_model
 
     engine = load_model(path, tokenizer=tokenizer, **options)
+    print(f"({path} speaks)", file=sys.stderr)
 
     # 2. Say the prompt too: the reader wants the whole text. A mistake in it shows before it is printed.
     for number in range(count):

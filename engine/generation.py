@@ -19,30 +19,37 @@ import numpy as np
 
 from engine import machine
 from engine.model import Model
+from engine.quantize import DTYPES
 from engine.sampling import SamplingConfig, sample_next
 from engine.tokenizer import load_tokenizer
 from engine.weights import load_weights
-
-# What matrices can be kept in, from exact to small.
-DTYPES = ("fp32", "bf16", "int8", "int4")
 
 
 class TextStream:
     """Turns tokens into text as they come, and holds back what could still turn out otherwise.
 
-    One letter can be spread over several tokens (an emoji is four bytes), and so can a stop string. `ended` says
-    whether a stop string has come; what it and all after it would have said is never said.
+    One letter can be spread over several tokens (an emoji is four bytes), and so can a stop string. `before` is the
+    last token of the prompt. `ended` says whether a stop string has come; neither it nor what follows is ever said.
     """
 
-    def __init__(self, tokenizer, stop_strings: Iterable[str] = ()):
+    def __init__(self, tokenizer, before: int, stop_strings: Iterable[str] = ()):
         # 1. Know how many letters may belong to a stop string that has only begun.
-        self._tokenizer, self._stops, self.ended = tokenizer, [stop for stop in stop_strings if stop], False
+        self._tokenizer, self._before, self.ended = tokenizer, before, False
+        self._stops = [stop for stop in stop_strings if stop]
         self._reach = max(map(len, self._stops), default=1) - 1
         self._letters, self._held = codecs.getincrementaldecoder("utf-8")(errors="replace"), ""
 
     def push(self, token: int) -> str:
         """Return the text that has become certain with this token; often nothing."""
-        return self._say(self._letters.decode(self._tokenizer.decode_bytes([token])), self._reach)
+        # 1. Pass over a number without a token. Published models have a few rows more than tokens, to make it round.
+        if token not in self._tokenizer.vocab:
+            return ""
+
+        # 2. See what it adds to the one before: some tokenizers put a space before a text's first word, which is none.
+        known = len(self._tokenizer.decode_bytes([self._before]))
+        added = self._tokenizer.decode_bytes([self._before, token])[known:]
+        self._before = token
+        return self._say(self._letters.decode(added), self._reach)
 
     def finish(self) -> str:
         """Return what is left when no more tokens come. Bytes that never became a letter show as U+FFFD."""
@@ -139,15 +146,11 @@ class Engine:
         self.stop_ids = model.config.eos_ids or own
 
     def encode(self, prompt: str) -> list[int]:
-        """Return the ids of a prompt, behind the one that stands before every text where the model has such a one.
+        """Return the ids of a prompt, behind those that stood before every text that the model learnt from.
 
         Raises ValueError where the tokenizer is another model's.
         """
-        # 1. Begin as every text began that the model learnt from.
-        start = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
-        ids, size = start + self.tokenizer.encode(prompt), self.model.config.vocab_size
-
-        # 2. Refuse ids that the model has no row for.
+        ids, size = [*self.tokenizer.start_ids, *self.tokenizer.encode(prompt)], self.model.config.vocab_size
         if max(ids, default=0) >= size:
             raise ValueError(f"the tokenizer gives the id {max(ids)}, but the model knows only {size} tokens: put the "
                              "model's own tokenizer beside it")
@@ -182,7 +185,7 @@ class Engine:
     def _pieces(self, prompts: list[list[int]], stop: list[str], config: SamplingConfig) -> Iterator[tuple[int, str]]:
         """Yield (number, piece) until every text has ended."""
         # 1. Take the tokens as they come, each to the stream of its text.
-        streams, ended = [TextStream(self.tokenizer, stop) for _ in prompts], set()
+        streams, ended = [TextStream(self.tokenizer, ids[-1], stop) for ids in prompts], set()
         for number, token in next_tokens(self.model, prompts, config, self.stop_ids, ended):
             piece = streams[number].finish() if token is None else streams[number].push(token)
 

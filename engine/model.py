@@ -20,6 +20,7 @@ import numpy as np
 from engine.attention import KVCache, LayerCache, attend
 from engine.config import ModelConfig
 from engine.layers import ACTIVATIONS, layer_norm, linear, mlp, rms_norm, swiglu
+from engine.quantize import quantize
 from engine.rope import apply_rope, rope_frequencies, rope_tables
 
 # What the parts of a block are called here, and in the files of each family.
@@ -137,15 +138,15 @@ class Model:
     """
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, np.ndarray], dtype: str = "fp32"):
-        # 1. Choose how matrices are kept. Vectors, such as norms and biases, are small and stay as they are.
-        self.config, self._store = config, matrix_store(dtype)
+        # 1. Read the blocks.
+        self.config, self._dtype = config, dtype
         self._blocks = [self._read_block(weights, i) for i in range(config.num_layers)]
         gpt2 = config.family == "gpt2"
 
         # 2. Take what stands below the blocks and above them. A tied head is the embedding table once more.
         table, norm = ("wte.weight", "ln_f.weight") if gpt2 else ("model.embed_tokens.weight", "model.norm.weight")
-        self._embedding, self._norm = weights[table], weights[norm]
-        self._head = self._store(self._embedding if config.tie_embeddings else weights["lm_head.weight"])
+        self._embedding, self._norm = quantize(weights[table], dtype), weights[norm]
+        self._head = self._embedding if config.tie_embeddings else quantize(weights["lm_head.weight"], dtype)
 
         # 3. Know about positions what the family asks for: learnt vectors, or speeds of rotation.
         if gpt2:
@@ -161,9 +162,13 @@ class Model:
         names = names | (QK_NORMS if config.qk_norm else {})
         prefix = f"h.{number}." if gpt2 else f"model.layers.{number}."
 
-        # 2. Read it. GPT-2's files have a column for each sum where all others have a row: turn those round.
-        arrays = {ours: weights[prefix + theirs] for ours, theirs in names.items()}
-        return {name: self._store(a.T if gpt2 else a) if a.ndim == 2 else a for name, a in arrays.items()}
+        # 2. Read it, matrix after matrix. GPT-2's files have a column for each sum where all others have a row: turn
+        # those round. Vectors, such as norms and biases, are small and stay as they are.
+        block = {}
+        for ours, theirs in names.items():
+            array = weights[prefix + theirs].T if gpt2 else weights[prefix + theirs]
+            block[ours] = quantize(array, self._dtype) if array.ndim == 2 else array
+        return block
 
     def new_cache(self, max_len: int) -> KVCache:
         """Return an empty memory for one text of up to `max_len` tokens."""
@@ -214,7 +219,7 @@ class Model:
 
         Shapes: ids and positions (T,) -> (T, C).
         """
-        x = self._embedding[ids]  # (T, C)
+        x = self._embedding.rows(ids)  # (T, C)
         return x + self._positions[positions] if self.config.family == "gpt2" else x  # (T, C)
 
     def _block_at(self, positions: np.ndarray) -> Callable[[np.ndarray, Mapping, Memory], np.ndarray]:
@@ -246,12 +251,3 @@ class Model:
             if start + len(text) > room:
                 raise ValueError(f"{start + len(text)} tokens are more than the {room} that fit: shorten the text")
 
-
-def matrix_store(dtype: str) -> Callable[[np.ndarray], object]:
-    """Return the function that turns a float32 matrix into what is kept of it. Raises ValueError for no such dtype."""
-    # 1. Keep full numbers as they are; what rounds is loaded only where it is needed.
-    if dtype == "fp32":
-        return lambda array: array
-    from engine.quantize import quantize
-
-    return lambda array: quantize(np.ascontiguousarray(array), dtype)
