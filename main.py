@@ -128,29 +128,32 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     generate = commands.add_parser("generate", help="continue a text")
     generate.add_argument("--prompt", default=PROMPT, help="how the text begins")
     generate.add_argument("--count", type=int, default=1, help="how many continuations")
+    generate.add_argument("--engine", choices=["torch", "numpy"], help="default torch; a GPT-2 runs on numpy alone")
+
+    # 5. Describe what shows a model, or talks with it.
     chat = commands.add_parser("chat", help="begin a story, the model goes on, you go on, …")
     info = commands.add_parser("info", help="parameters, work and memory of a model")
 
-    # 5. Give these a model to work with.
+    # 6. Give these a model to work with.
     info.add_argument("--preset", choices=PRESETS, help="a preset instead of a model folder")
     for command in (generate, chat, info, *add_tools(commands)):
         command.add_argument("--model", type=Path, metavar="FOLDER", help="a model folder, or the name of a published "
                              "model, ORG/NAME (default: newest run, or models/storyteller)")
 
-    # 6. Give those that speak the settings of speaking; one that tells no story in turns may also search for its text.
+    # 7. Give those that speak the settings of speaking; one that tells no story in turns may also search for its text.
     add_fields(generate, DecodingConfig, "decoding: search, guess ahead, or show probabilities")
     for command in (generate, chat):
         command.add_argument("--stop", action="append", default=[], help="end before this text; may be repeated")
         add_fields(command, SamplingConfig, "sampling")
 
-    # 7. Name what no flag knows, beside the command that was meant. Bytes that are no text cannot even be named.
+    # 8. Name what no flag knows, beside the command that was meant. Bytes that are no text cannot even be named.
     args, unknown = parser.parse_known_args(argv or ["train"])
     if unknown:
         commands.choices.get(args.command, parser).error(f"unknown: {' '.join(unknown)}")
     if halves := [text for text in argv if text.encode("utf-8", "replace").decode() != text]:
         parser.error(f"{halves[0]!a} is no UTF-8 text: type it in another way")
 
-    # 8. Hand over what was understood.
+    # 9. Hand over what was understood.
     return args
 
 
@@ -230,21 +233,39 @@ def run_generate(args: argparse.Namespace) -> int:
     given = [*chosen(SamplingConfig, args), *["stop"] * bool(args.stop), *["count"] * (args.count > 1)]
     decoding.check_beside(given)
 
-    # 2. Open the model, and the one that guesses ahead.
+    # 2. Let the engine of Part II compute where that is asked for, and for GPT-2, which the chapters do not build.
+    from engine.__main__ import is_gpt2
+
+    if args.engine == "numpy" or (args.engine is None and is_gpt2(args.model)):
+        return run_on_engine(args, config, decoding)
+
+    # 3. Open the model, and the one that guesses ahead.
     model, tokenizer = open_model(args.model)
     draft = open_draft(decoding, tokenizer)
     from chapters.ch09_decoding import Acceptance, stream_decoded
 
-    # 3. Say the prompt too: the reader wants the whole text. Lines of probabilities begin below it.
+    # 4. Say the prompt too: the reader wants the whole text. Lines of probabilities begin below it.
     for number in range(args.count):
         print(args.prompt, end="\n" if decoding.logprobs else "", flush=True)
         dice, guesses = dataclasses.replace(config, seed=config.seed + number), Acceptance()
         say(stream_decoded(model, tokenizer, args.prompt, dice, decoding, draft, args.stop, guesses))
         print("\n" if number + 1 < args.count else "")
 
-        # 4. Report how good the guesses were.
+        # 5. Report how good the guesses were.
         if draft is not None:
             print(f"({guesses.accepted} of {guesses.guessed} guesses accepted)", file=sys.stderr)
+    return 0
+
+
+def run_on_engine(args: argparse.Namespace, config: SamplingConfig, decoding: DecodingConfig) -> int:
+    """Continue a prompt with the engine, which never loads PyTorch."""
+    if decoding != DecodingConfig():
+        raise ValueError("--beams, --draft and --logprobs need PyTorch: leave them out, or choose --engine torch")
+    from chapters.ch07_hub import model_folder
+    from engine.__main__ import tell
+
+    name = args.model or default_model()
+    tell(name if name.is_file() else model_folder(name), args.prompt, config, args.count, args.stop)
     return 0
 
 
