@@ -69,13 +69,14 @@ class FastModel:
         norms = np.stack([weights[name] for name in [*names, "model.norm.weight"]])
 
         # 4. Do the same with those that not every model has. Empty ones say so.
-        self._rooms: dict[int, tuple] = {}
         heads, biases = np.zeros((config.num_layers, 0, 0), np.float32), np.zeros((config.num_layers, 0), np.float32)
         if config.qk_norm:
             heads = np.array([[weights[f"{layer}{n}_norm.weight"] for n in "qk"] for layer in attention])
         if config.qkv_bias:
-            biases = np.array([np.concatenate([weights[f"{layer}{n}_proj.bias"] for n in "qkv"]) for layer in attention])
-        self._arrays = plan, norms, heads, biases
+            biases = np.array([np.hstack([weights[f"{layer}{n}_proj.bias"] for n in "qkv"]) for layer in attention])
+
+        # 5. Keep them in the order that a step asks for, and remember the rooms that it works in.
+        self._arrays, self._rooms = (plan, norms, heads, biases), {}
 
     @staticmethod
     def supports(config: ModelConfig) -> bool:
@@ -123,9 +124,10 @@ class FastModel:
         logits = np.empty((scored, len(self._packed[-1]) * PANEL), np.float32)
         scores = machine.aligned_empty((self.threads, kernels.TILE, cache.capacity))
 
+        x = np.ascontiguousarray(self._embedding.rows(ids))
+
         # 2. Let all threads work; then count the tokens as read.
         inputs, buffers, counter = self._room(1 if tokens == 1 else CHUNK)
-        x = np.ascontiguousarray(self._embedding.rows(ids))
         numba.set_num_threads(self.threads)
         kernels.step(self.threads, sizes, np.float32(c.norm_eps), self._arrays, cache.arrays, inputs, buffers,
                      x, scores, logits, counter)
@@ -200,7 +202,6 @@ def pack(matrix: Matrix) -> np.ndarray:
         # 3. Write them, scales first.
         filled[: len(part)] = np.ascontiguousarray(part).view(np.uint8)
         mixed = filled.reshape(panels, PANEL, blocks, -1, together).transpose(0, 2, 3, 1, 4)
-        stop = start + mixed[0, 0].size
-        packed[:, :, start:stop] = mixed.reshape(panels, blocks, -1)
-        start = stop
+        packed[:, :, start : start + mixed[0, 0].size] = mixed.reshape(panels, blocks, -1)
+        start += mixed[0, 0].size
     return packed.reshape(panels, -1)

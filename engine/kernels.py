@@ -99,7 +99,6 @@ def _integer_block(form: int, builder: ir.IRBuilder, weights: ir.Value, inputs: 
         if form == INT4:
             word = builder.lshr(word, ir.Constant(INTS, [4 * (four % 2)] * 16))
             word = builder.and_(word, ir.Constant(INTS, [0x0F0F0F0F] * 16))
-
         # 3. Multiply 64 unsigned weights by four signed inputs, and add them up in fours: one instruction.
         for address, dot in zip(inputs, dots, strict=True):
             number = _load(builder, address, 4 * four, I32)
@@ -108,10 +107,9 @@ def _integer_block(form: int, builder: ir.IRBuilder, weights: ir.Value, inputs: 
     # 4. Scale the sums: both scales belong to the whole group.
     scales = [builder.fpext(_load(builder, weights, PANEL * half, HALVES), FLOATS) for half in range(2)]
     for address, dot, totals in zip(inputs, dots, sums, strict=True):
-        scale = _load(builder, address, GROUP, F32)
-        for half, total in enumerate(totals):
-            both = builder.fmul(scales[half], scale)
-            _add_product(builder, builder.sitofp(dot[half], FLOATS), both, total)
+        both = [builder.fmul(scale, _load(builder, address, GROUP, F32)) for scale in scales]
+        for scale, number, total in zip(both, dot, totals, strict=True):
+            _add_product(builder, builder.sitofp(number, FLOATS), scale, total)
 
 
 def _panel(builder: ir.IRBuilder, form: int, count: int, arguments: list) -> None:
@@ -125,8 +123,8 @@ def _panel(builder: ir.IRBuilder, form: int, count: int, arguments: list) -> Non
     # 2. Go through the panel once, block by block.
     emit = _float_block if form in (FP32, BF16) else _integer_block
     with cgutils.for_range(builder, blocks, intp=I64) as loop:
-        here = builder.add(weights, builder.mul(loop.index, I64(BLOCK_BYTES[form])))
-        first = builder.add(inputs, builder.mul(loop.index, I64(INPUT_BYTES[form])))
+        here, first = (builder.add(start, builder.mul(loop.index, I64(size[form])))
+                       for start, size in ((weights, BLOCK_BYTES), (inputs, INPUT_BYTES)))
         each = [builder.add(first, builder.mul(stride, I64(token))) for token in range(count)]
         emit(form, builder, here, each, sums)
 
@@ -144,10 +142,10 @@ def tile(typing, form, count, weights, inputs, stride, blocks, out, out_stride):
     All are int64: from `weights` on, addresses and distances in bytes. One loop is emitted for each case.
     """
     def generate(context, builder, signature, arguments):
-        # 1. Emit each loop behind a question.
+        # 1. Number the cases, and ask for one after the other.
+        case = builder.add(builder.mul(arguments[0], I64(TILE + 1)), arguments[1])
         for number, tokens in itertools.product(range(4), (1, TILE)):
-            right = builder.icmp_signed("==", arguments[0], I64(number))
-            with builder.if_then(builder.and_(right, builder.icmp_signed("==", arguments[1], I64(tokens)))):
+            with builder.if_then(builder.icmp_signed("==", case, I64(number * (TILE + 1) + tokens))):
                 _panel(builder, number, tokens, arguments[2:])
         return context.get_dummy_value()
 
@@ -167,7 +165,6 @@ def meet(typing, counter, target):
         builder.atomic_rmw("add", place, I64(1), "acq_rel")
         again, done = builder.append_basic_block("again"), builder.append_basic_block("done")
         builder.branch(again)
-
         # 2. Pause, which leaves the core's power to others. After many looks in vain let the system run another
         # thread: the one waited for may have no core.
         builder.position_at_end(again)
@@ -175,7 +172,6 @@ def meet(typing, counter, target):
         builder.store(builder.add(builder.load(looks), I64(1)), looks)
         with builder.if_then(builder.icmp_signed("==", builder.and_(builder.load(looks), I64(4095)), I64(0))):
             _call(builder, "sched_yield", I32)
-
         # 3. Look.
         reached = builder.icmp_signed(">=", builder.load_atomic(place, "acquire", 8, typ=I64), arguments[1])
         builder.cbranch(reached, done, again)
@@ -214,11 +210,10 @@ def normalize(x, weight, eps, out):
     """Write x scaled to a root mean square of 1, times weight: RMSNorm."""
     # 1. Measure.
     total = np.float32(0)
-    for i in range(len(x)):
-        total += x[i] * x[i]
-
-    # 2. Scale. Number by number, because a whole array's product would need an array in between.
+    for number in x:
+        total += number * number
     factor = np.float32(1) / np.sqrt(total / np.float32(len(x)) + eps)
+    # 2. Scale, number by number: a product of arrays would need an array in between.
     for i in range(len(x)):
         out[i] = x[i] * factor * weight[i]
 
@@ -238,17 +233,14 @@ def prepare(form, x, floats, bytes_, words):
     for group in range((len(x) + GROUP - 1) // GROUP):
         # 2. Find the largest number of the group. What fills up the last one is 0.
         part, place, largest = x[group * GROUP : (group + 1) * GROUP], group * (GROUP + 8), np.float32(0)
-        for i in range(len(part)):
-            largest = max(largest, abs(part[i]))
+        for number in part:
+            largest = max(largest, abs(number))
         bytes_[place + len(part) : place + GROUP] = 0
-
         # 3. Round all numbers by it.
-        factor = np.float32(127) / largest if largest > np.float32(1e-30) else np.float32(0)
-        total = np.float32(0)
+        factor, total = np.float32(127) / largest if largest > np.float32(1e-30) else np.float32(0), np.float32(0)
         for i in range(len(part)):
-            number = np.rint(part[i] * factor)
-            bytes_[place + i], total = np.int8(number), total + number
-
+            rounded = np.rint(part[i] * factor)
+            bytes_[place + i], total = np.int8(rounded), total + rounded
         # 4. Write the scale and the start value behind them.
         floats[(place + GROUP) // 4] = largest / np.float32(127)
         words[(place + GROUP) // 4 + 1] = np.int32(total * np.float32(-128 if form == INT8 else -8))
@@ -256,14 +248,13 @@ def prepare(form, x, floats, bytes_, words):
 
 @compiled()
 def share(total, thread, threads):
-    """Return where the share of one thread begins and ends. Rows belong to threads for good: no sum is ever shared."""
+    """Return where one thread's share begins and ends. Rows belong to threads for good: no sum is ever shared."""
     return total * thread // threads, total * (thread + 1) // threads
 
 
 @compiled()
 def panel(form, tokens, weights, inputs, stride, blocks, out, out_stride):
     """Write one panel's 32 sums for each of some tokens: as many as share one reading, then one by one."""
-    # 1. Take as many as there are left.
     done = 0
     while done < tokens:
         count = TILE if tokens - done >= TILE else 1
@@ -274,20 +265,19 @@ def panel(form, tokens, weights, inputs, stride, blocks, out, out_stride):
 @compiled()
 def product(matrix, thread, threads, tokens, inputs, stride, out):
     """Write this thread's panels of a matrix times all inputs to out (T, N); return its first and last row."""
-    # 1. Go through the thread's share.
-    form, blocks, row = matrix[FORMAT], matrix[BLOCKS], out.shape[1] * 4
-    first, last = share(matrix[PANELS], thread, threads)
+    # 1. Find the thread's panels.
+    form, blocks, (first, last) = matrix[FORMAT], matrix[BLOCKS], share(matrix[PANELS], thread, threads)
     for number in range(first, last):
-        weights = matrix[ADDRESS] + number * blocks * BLOCK_BYTES[form]
-        panel(form, tokens, weights, inputs, stride, blocks, out.ctypes.data + number * 4 * PANEL, row)
-    # 2. Say which rows these are.
+        weights, place = matrix[ADDRESS] + number * blocks * BLOCK_BYTES[form], out.ctypes.data + number * 4 * PANEL
+        # 2. A single token's input is each thread's own (see `read`).
+        source = inputs + (stride * thread if tokens == 1 else 0)
+        panel(form, tokens, weights, source, stride, blocks, place, out.shape[1] * 4)
     return first * PANEL, last * PANEL
 
 
 @compiled(fastmath=LOOSE)
 def rotate(x, cos, sin, interleaved):
     """Turn the pairs of one head's vector by the angles of its position: RoPE, in place."""
-    # 1. Turn pair by pair.
     step, other = (2, 1) if interleaved else (1, len(x) // 2)
     for i in range(len(x) // 2):
         a, b = x[step * i], x[step * i + other]
@@ -297,13 +287,12 @@ def rotate(x, cos, sin, interleaved):
 @compiled(fastmath=LOOSE)
 def softmax(x, low, high):
     """Turn scores low … high into shares of 1, and all others into 0, in place."""
-    # 1. Hide what is out of sight. Take the largest of the others off, so that nothing overflows.
-    x[:low], x[high:] = np.float32(0), np.float32(0)
-    largest, total = x[low], np.float32(0)
+    # 1. Hide what is out of sight.
+    x[:low], x[high:], largest, total = np.float32(0), np.float32(0), x[low], np.float32(0)
     for i in range(low, high):
         largest = max(largest, x[i])
 
-    # 2. Divide by the sum.
+    # 2. Take the largest off, so that nothing overflows, and divide by the sum.
     for i in range(low, high):
         x[i] = exponential(x[i] - largest)
         total += x[i]
@@ -313,7 +302,6 @@ def softmax(x, low, high):
 @compiled(fastmath=LOOSE)
 def swiglu(gates, hidden, first, last):
     """Write silu(gate) * up for the panels of rows first … last: 16 gates, then the 16 ups that go with them."""
-    # 1. Go through the panels.
     for place in range(first, last, PANEL):
         for i in range(PANEL // 2):
             gate, up = gates[place + i], gates[place + PANEL // 2 + i]
@@ -332,7 +320,6 @@ def remember(sizes, token, head, qkv, bias, norms, cos, sin, eps, keys, values):
     position, key, value = sizes[POSITION] + token, heads + head, heads + sizes[KV_HEADS] + head
     for number in range(group + 2):
         which = head * group + number if number < group else key if number == group else value
-
         # 2. Add biases, bring queries and key to length 1, where the model does so; turn them by their position.
         part = qkv[which * size : (which + 1) * size]
         if len(bias):
@@ -366,26 +353,22 @@ def attend(sizes, head, qkv, keys, values, scratch, scores, out):
             token, which = (done + i) // group, head * group + (done + i) % group
             queries[i * size : (i + 1) * size] = qkv[token, which * size : (which + 1) * size]
         queries *= np.float32(1 / np.sqrt(size))
-
         # 3. Compare them with the keys in sight, a panel of positions at a time.
         end = position + (done + count - 1) // group + 1
         first = max(0, position + done // group + 1 - sizes[WINDOW]) // PANEL
         for number in range(first, (end + PANEL - 1) // PANEL):
             place, there = keys.ctypes.data + number * size * 4 * PANEL, scores.ctypes.data + number * 4 * PANEL
             panel(FP32, count, place, queries.ctypes.data, 4 * size, size, there, row)
-
         # 4. Turn the scores into shares. No query sees beyond its own position, or its window.
         start = first * PANEL
         for i in range(count):
             high = position + (done + i) // group + 1
             softmax(scores[i, start:end], max(0, high - sizes[WINDOW]) - start, high - start)
-
         # 5. Mix the values by these shares.
         for number in range(values.shape[0]):
             place = values.ctypes.data + (number * values.shape[1] + start) * 4 * PANEL
             there = found.ctypes.data + number * 4 * PANEL
             panel(FP32, count, place, scores.ctypes.data + 4 * start, row, end - start, there, 4 * width)
-
         # 6. Hand them over.
         for i in range(count):
             token, which = (done + i) // group, head * group + (done + i) % group
@@ -401,16 +384,14 @@ def read(form, source, norm, eps, thread, threads, tokens, inputs, scratch, coun
     shared out.
     """
     # 1. Share out the tokens.
-    floats, bytes_, words = inputs
     first, last = (0, 1) if tokens == 1 else share(tokens, thread, threads)
     for token in range(first, last):
         row, x = thread if tokens == 1 else token, source[token]
-
         # 2. Prepare each.
         if len(norm):
             normalize(x, norm, eps, scratch)
             x = scratch[: len(x)]
-        prepare(form, x, floats[row], bytes_[row], words[row])
+        prepare(form, x, inputs[0][row], inputs[1][row], inputs[2][row])
 
     # 3. Let all be ready before one of them is used.
     if tokens > 1:
@@ -424,42 +405,41 @@ def work(thread, threads, sizes, eps, model, cache, inputs, buffers, x, scores, 
     # 1. Find the thread's place.
     (plan, norms, head_norms, biases), (cos, sin, keys, values) = model, cache
     (qkv, found, change, gates, hidden, scratch), none, counter = buffers, norms[0][:0], counter.ctypes.data
-    tokens, stage, mine = sizes[TOKENS], 0, scratch[thread]
-    stride, address = inputs[0].shape[1] * 4, inputs[0].ctypes.data
-    place, own_heads = address + (thread * stride if tokens == 1 else 0), share(sizes[KV_HEADS], thread, threads)
+    tokens, stage, mine, stride = sizes[TOKENS], 0, scratch[thread], inputs[0].shape[1] * 4
+    place, own_heads = inputs[0].ctypes.data, share(sizes[KV_HEADS], thread, threads)
 
-    for turn in range(MATRICES * sizes[LAYERS]):
-        # 2. Read the stream, or what the stage before has made, and multiply. Each stage ends when all have done so.
-        layer, which, matrix = turn // MATRICES, turn % MATRICES, plan[turn]
-        source, norm = (x, norms[turn // 2]) if turn % 2 == 0 else (found if which == OUTPUT else hidden, none)
+    for layer, which in np.ndindex(sizes[LAYERS], MATRICES):
+        # 2. Choose: every other matrix reads the stream, the others what the stage before has made.
+        stream, matrix = which == QKV or which == GATE_UP, plan[layer * MATRICES + which]
+        norm = norms[2 * layer + which // 2] if stream else none
+        source = x if stream else found if which == OUTPUT else hidden
+        # 3. Multiply. The stage ends when all have done so.
         stage = read(matrix[FORMAT], source, norm, eps, thread, threads, tokens, inputs, mine, counter, stage)
         out = qkv if which == QKV else gates if which == GATE_UP else change
         first, last = product(matrix, thread, threads, tokens, place, stride, out)
-
-        # 3. Add to the stream what attention or the feed-forward network says; open the gates of the latter.
-        if turn % 2:
+        # 4. Add to the stream what attention or the feed-forward network says; open the gates of the latter.
+        if not stream:
             x[:, first:last] += change[:tokens, first : min(last, x.shape[1])]
         elif which == GATE_UP:
             for token in range(tokens):
                 swiglu(gates[token], hidden[token], first, last)
-
-        # 4. Remember and look back. A key/value head belongs to one thread, so nobody need wait in between.
+        # 5. Remember and look back. A key/value head belongs to one thread, so nobody need wait in between.
         stage += 1
         meet(counter, threads * stage)
         for head in range(own_heads[0], own_heads[1] if which == QKV else own_heads[0]):
             for token in range(tokens):
                 remember(sizes, token, head, qkv[token], biases[layer], head_norms[layer], cos, sin, eps,
                          keys[layer], values[layer])
-            # 5. All tokens are in the cache before the first one looks back.
+            # 6. All tokens are in the cache before the first one looks back.
             attend(sizes, head, qkv, keys[layer, head], values[layer, head], mine, scores[thread], found)
         if which == QKV:
             stage += 1
             meet(counter, threads * stage)
 
-    # 6. Score the vocabulary after the tokens that are asked for.
+    # 7. Score the vocabulary after the tokens that are asked for.
     matrix, scored = plan[-1], sizes[SCORED]
     read(matrix[FORMAT], x[tokens - scored :], norms[-1], eps, thread, threads, scored, inputs, mine, counter, stage)
-    product(matrix, thread, threads, scored, address + (thread * stride if scored == 1 else 0), stride, logits)
+    product(matrix, thread, threads, scored, place, stride, logits)
 
 
 @compiled(parallel=True)
