@@ -80,7 +80,7 @@ def train(run: Run, tokenizer: BPETokenizer) -> dict:
     # 1. Draw the text: all runs are examined on the same held-out stories.
     torch.manual_seed(0)
     config = TrainConfig(**{"max_steps": STEPS, "batch_size": 12, "compile": "off"} | run.changes)
-    model = run.model(PRESETS["tiny"].resized(qk_norm=True))
+    model = run.model(PRESETS["tiny"].resized(vocab_size=tokenizer.vocab_size, qk_norm=True))
     held_out = stories.generate(48, seed=1)
     rows = [TokenRows(texts, tokenizer, model.config.max_seq_len)
             for texts in (stories.generate(run.stories, seed=0), held_out)]
