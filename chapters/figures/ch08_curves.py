@@ -30,7 +30,7 @@ RESULT = ROOT / "benchmarks" / "results" / "training_curves.md"
 COMMAND = "python chapters/figures/ch08_curves.py train"
 
 # As many steps for each as show what becomes of it; how often it is examined; how many stories it tells at the end.
-STEPS, LOOK_EVERY, TOLD = 160, 10, 50
+STEPS, LOOK_EVERY, TOLD = 120, 20, 50
 
 
 class Leaking(GPT):
