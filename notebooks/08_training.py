@@ -14,17 +14,19 @@ import json
 import math
 import random
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from torch import nn
 
 from chapters.ch02_tokenization import BPETokenizer
 from chapters.ch07_gpt_model import GPT, GPTConfig
-from chapters.ch08_autograd import Network, Neuron, chance, surprise, train
+from chapters.ch08_autograd import Network, Neuron, chance, train
 from chapters.ch08_data import TokenRows
-from chapters.ch08_training import TrainConfig, Trainer, cross_entropy
+from chapters.ch08_distributed import whole
+from chapters.ch08_training import TrainConfig, Trainer, cosine_warmup_lr, cross_entropy
 from corpora.stories import generate
 
 torch.set_num_threads(1)
