@@ -337,7 +337,7 @@ def team_of_processes(shard: bool = False) -> Iterator[Alone]:
         return
     # 2. Meet the others. Small numbers travel between processors everywhere.
     device = own_device()
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    meet("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield Shards(device) if shard else Ranks()
     # 3. Say in one line that somebody is missing; his own words say why.
@@ -348,6 +348,19 @@ def team_of_processes(shard: bool = False) -> Iterator[Alone]:
                          "this line, and the last checkpoint is as it was") from error
     finally:
         dist.destroy_process_group()
+
+
+def meet(backend: str) -> None:
+    """Bring the processes together at the address and port that `torchrun` told each of them.
+
+    Raises ValueError where nobody can meet: the port belongs to another program or to the system, or is none at all.
+    """
+    try:
+        dist.init_process_group(backend, timeout=PATIENCE)
+    except (ValueError, dist.DistError) as error:
+        place = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise ValueError(f"the processes cannot meet at {place} ({str(error).splitlines()[0]}): the port must be free, "
+                         "from 1024 to 65535; give torchrun another --master-port, or --standalone to choose") from error
 
 
 def own_device() -> torch.device:
