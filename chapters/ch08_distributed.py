@@ -359,8 +359,9 @@ def meet(backend: str) -> None:
         dist.init_process_group(backend, timeout=PATIENCE)
     except (ValueError, dist.DistError) as error:
         place = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
-        raise ValueError(f"the processes cannot meet at {place} ({str(error).splitlines()[0]}): the port must be free, "
-                         "from 1024 to 65535; give torchrun another --master-port, or --standalone to choose") from error
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the processes cannot meet at {place} ({reason}): the port must be free, from 1024 to 65535; "
+                         "give torchrun another --master-port, or --standalone, which finds one") from error
 
 
 def own_device() -> torch.device:
