@@ -158,7 +158,7 @@ def generate(address: str, home: Path, name: str = "org/tiny", offline: str = "0
                                  "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
     command = [sys.executable, "main.py", "generate", "--model", name, "--prompt", "the cat", "--max-new-tokens", "5",
                "--temperature", "0"]
-    return subprocess.run(command, cwd=ROOT, env=surroundings, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, cwd=ROOT, env=surroundings, capture_output=True, text=True, timeout=600)
 
 
 def test_generate_downloads_a_model_by_name_and_runs_it_later_without_a_network(hub, tmp_path):
