@@ -1,0 +1,254 @@
+"""The matrix product, seven times: the same numbers, each time closer to what the processor can do.
+
+    out[i, j] = sum over k of a[i, k] · b[k, j]          a (T, C), b (C, V), out (T, V)
+
+Nearly all of a transformer's work is this line. A computer that is told it in the plainest way reaches one part in
+three thousand of its own speed; the functions here climb the rest, one idea at a time, and stay as they are so
+that each step can be measured (`python benchmarks/bench_matmul.py`). `matmul` is the one the engine calls.
+
+The indices of a product are always i for rows, j for columns and k for the sum.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from engine import micro_kernel
+from engine.machine import HAS_NUMBA, compiled
+
+# Blocks of the blocked rung: 64 rows by 1024 numbers of b are 256 KB, a quarter of a core's own cache.
+BLOCK_ROWS, BLOCK_DEPTH = 64, 1024
+
+# Below this many rows packing b would cost more than it saves.
+FEW_ROWS = 4
+
+
+def matmul_lists(a: list[list[float]], b: list[list[float]]) -> list[list[float]]:
+    """Return a × b for lists of rows: the definition, and the slowest way to compute it.
+
+    Every number is an object somewhere in memory, and every step asks Python what to do with it.
+    """
+    # 1. Refuse what is no pair of matrices.
+    depth = len(b)
+    if any(len(row) != depth for row in a) or any(len(row) != len(b[0]) for row in b):
+        raise ValueError(f"a needs {depth} numbers in each row, as many as b has rows, and b rows of one length")
+
+    # 2. Go over rows, columns, and the sum.
+    columns = len(b[0]) if b else 0
+    return [[sum(row[k] * b[k][j] for k in range(depth)) for j in range(columns)] for row in a]
+
+
+def matmul_ijk(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return a × b by the same three loops, compiled.
+
+    The numbers lie side by side in memory and Python is gone. But k runs down a column of b: each step lands in
+    another cache line, of which 4 of 64 bytes are used, and each addition waits for the one before.
+    """
+    a, b, out = _operands(a, b)
+    _ijk(a, b, out)
+    return out
+
+
+@compiled()
+def _ijk(a, b, out):
+    """Fill out with one sum after the other."""
+    for i in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            total = np.float32(0)
+            for k in range(a.shape[1]):
+                total += a[i, k] * b[k, j]
+            out[i, j] = total
+
+
+def matmul_ikj(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return a × b with the two inner loops exchanged.
+
+    Now j runs along a row of b and a row of out: every byte of a cache line is used, the next line is fetched
+    ahead, and since the sums do not wait for each other, the compiler works on a whole register of them at once.
+    What remains: each multiply-add also reads and writes a number of out.
+    """
+    a, b, out = _operands(a, b)
+    _ikj(a, b, out)
+    return out
+
+
+@compiled(fastmath={"contract"})
+def _ikj(a, b, out):
+    """Add the rows of b to the rows of out, each a[i, k] times."""
+    for i in range(out.shape[0]):
+        for k in range(a.shape[1]):
+            factor = a[i, k]
+            for j in range(out.shape[1]):
+                out[i, j] += factor * b[k, j]
+
+
+def matmul_dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return a × b as dot products of rows of a with rows of b turned on its side.
+
+    Turning costs one pass over b. Then both operands are read along their rows, and the sum stays in a register.
+    The compiler may add in any order (fastmath): it keeps 16 partial sums in a register and adds them up at the end.
+    This is the shape of a layer's x × Wᵀ, whose weights are stored that way round.
+    """
+    a, b, out = _operands(a, b)
+    _dot(a, np.ascontiguousarray(b.T), out)
+    return out
+
+
+@compiled(fastmath=True)
+def _dot(a, turned, out):
+    """Fill out with dot products of rows."""
+    for i in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            total = np.float32(0)
+            for k in range(a.shape[1]):
+                total += a[i, k] * turned[j, k]
+            out[i, j] = total
+
+
+def matmul_registers(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return a × b with sixteen dot products at a time, four rows against four.
+
+    A dot product reads two numbers for each multiply-add, and reading is the slower of the two. Four rows against
+    four read eight numbers for sixteen: each number, once in a register, is used four times.
+    """
+    a, b, out = _operands(a, b)
+    _add_product(a, np.ascontiguousarray(b.T), out, (0, 0), b.shape[::-1])
+    return out
+
+
+def matmul_blocked(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return a × b block by block, each small enough to stay in the core's own cache while it is used.
+
+    The rows of b are needed again for every four rows of a. In large matrices they would be fetched from memory
+    each time; a block of 64 of them waits in the cache.
+    """
+    a, b, out = _operands(a, b)
+    _blocked(a, np.ascontiguousarray(b.T), out)
+    return out
+
+
+@compiled()
+def _blocked(a, turned, out):
+    """Add up the products of blocks."""
+    for k in range(0, a.shape[1], BLOCK_DEPTH):
+        for j in range(0, out.shape[1], BLOCK_ROWS):
+            stop = (min(j + BLOCK_ROWS, out.shape[1]), min(k + BLOCK_DEPTH, a.shape[1]))
+            _add_product(a, turned, out, (j, k), stop)
+
+
+@compiled(fastmath=True)
+def _add_product(a, turned, out, start, stop):
+    """Add a × turnedᵀ to out for the columns j and the depths k from start (j, k) to stop, in tiles of 4 × 4."""
+    # 1. Sixteen sums are sixteen registers: none is written to memory before its end.
+    (first, top), (last, bottom), zero = start, stop, np.float32(0)
+    rows, columns = out.shape[0] // 4 * 4, first + (last - first) // 4 * 4
+    for i in range(0, rows, 4):
+        for j in range(first, columns, 4):
+            s00 = s01 = s02 = s03 = s10 = s11 = s12 = s13 = s20 = s21 = s22 = s23 = s30 = s31 = s32 = s33 = zero
+
+            # 2. Read eight numbers, use each four times.
+            for k in range(top, bottom):
+                x0, x1, x2, x3 = a[i, k], a[i + 1, k], a[i + 2, k], a[i + 3, k]
+                y0, y1, y2, y3 = turned[j, k], turned[j + 1, k], turned[j + 2, k], turned[j + 3, k]
+                s00, s01, s02, s03 = s00 + x0 * y0, s01 + x0 * y1, s02 + x0 * y2, s03 + x0 * y3
+                s10, s11, s12, s13 = s10 + x1 * y0, s11 + x1 * y1, s12 + x1 * y2, s13 + x1 * y3
+
+                # 3. Two rows more.
+                s20, s21, s22, s23 = s20 + x2 * y0, s21 + x2 * y1, s22 + x2 * y2, s23 + x2 * y3
+                s30, s31, s32, s33 = s30 + x3 * y0, s31 + x3 * y1, s32 + x3 * y2, s33 + x3 * y3
+
+            # 4. Write each sum once.
+            for row, sums in enumerate(((s00, s01, s02, s03), (s10, s11, s12, s13),
+                                        (s20, s21, s22, s23), (s30, s31, s32, s33))):
+                for column in range(4):
+                    out[i + row, j + column] += sums[column]
+
+    # 5. Finish the edges number by number: the last rows, and the last columns of the others.
+    for i in range(out.shape[0]):
+        for j in range(columns if i < rows else first, last):
+            total = zero
+            for k in range(top, bottom):
+                total += a[i, k] * turned[j, k]
+
+            # 6. Add, as above: out may hold what the blocks before left.
+            out[i, j] += total
+
+
+def matmul_packed(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return a × b with tiles that fill the processor's vector registers, fed from panels in reading order.
+
+    The compiler's registers were left half used. `engine/micro_kernel.py` writes the innermost loop for them by
+    hand: 24 registers of sums, each multiply-add one instruction on 16 numbers, nothing waiting for memory.
+    Where the processor has no such registers, the blocked loops take over.
+    """
+    return _packed(a, b, micro_kernel.multiply_packed, 1)
+
+
+def matmul_threads(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return a × b, the rows shared out among all cores.
+
+    Each core packs its own rows of a and multiplies them with the same packed b. Nobody adds to another's sums, so
+    the result is the same to the last bit whatever the number of cores.
+    """
+    return _packed(a, b, micro_kernel.multiply_threads, micro_kernel.workers())
+
+
+def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return a × b by the fastest way here; leading axes are batches, broadcast as in NumPy.
+
+    a (…, T, C) and b (…, C, V), both float32, give (…, T, V). Raises ValueError for other shapes and types.
+    """
+    # 1. Without compiled vectors NumPy's own product is the best there is.
+    a, b = np.asarray(a), np.asarray(b)
+    _check(a, b)
+    if not (HAS_NUMBA and micro_kernel.HAS_VECTORS):
+        return np.matmul(a, b)
+
+    # 2. One b for the whole batch: then the batch is nothing but more rows.
+    if b.ndim == 2:
+        rows = a.reshape(math.prod(a.shape[:-1]), a.shape[-1])
+        return matmul_threads(rows, b).reshape(*a.shape[:-1], b.shape[-1])
+
+    # 3. Else, pair them up.
+    batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    out = np.empty((*batch, a.shape[-2], b.shape[-1]), np.float32)
+    a, b = (np.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (a, b))
+    for index in np.ndindex(batch):
+        out[index] = matmul_threads(a[index], b[index])
+    return out
+
+
+def _packed(a: np.ndarray, b: np.ndarray, multiply: Callable, workers: int) -> np.ndarray:
+    """Return a × b by one of the drivers of the micro kernel, or by blocks where there are no vectors."""
+    if not (HAS_NUMBA and micro_kernel.HAS_VECTORS):
+        return matmul_blocked(a, b)
+    a, b, out = _operands(a, b)
+    if math.prod(out.shape) and a.shape[1]:
+        multiply(a, b, out, *micro_kernel.buffers(workers))
+    return out
+
+
+def _check(a: np.ndarray, b: np.ndarray) -> None:
+    """Raise ValueError unless a × b exists for float32 arrays."""
+    for name, array in (("a", a), ("b", b)):
+        if array.dtype != np.float32:
+            raise ValueError(f"{name} is {array.dtype}, the product takes float32: use {name}.astype(np.float32)")
+        if array.ndim < 2:
+            raise ValueError(f"{name} has shape {array.shape}, a matrix has two axes: use {name}.reshape(1, -1) "
+                             "for a row or reshape(-1, 1) for a column")
+    if a.shape[-1] != b.shape[-2]:
+        raise ValueError(f"a {a.shape} has {a.shape[-1]} columns and b {b.shape} has {b.shape[-2]} rows: they must "
+                         "be equal, is one of them turned on its side?")
+    try:
+        np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    except ValueError:
+        raise ValueError(f"the batches of a {a.shape} and b {b.shape} differ: leading axes must be equal or 1") from None
+
+
+def _operands(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return two checked matrices in row order, and zeros in the shape of their product."""
+    _check(a, b)
+    if a.ndim != 2 or b.ndim != 2:
+        raise ValueError(f"a {a.shape} and b {b.shape}: this rung multiplies two matrices; `matmul` takes batches")
+    return np.ascontiguousarray(a), np.ascontiguousarray(b), np.zeros((a.shape[0], b.shape[1]), np.float32)
