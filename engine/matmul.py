@@ -147,14 +147,16 @@ def _add_product(a, turned, out, start, stop):
         for j in range(first, columns, 4):
             s00 = s01 = s02 = s03 = s10 = s11 = s12 = s13 = s20 = s21 = s22 = s23 = s30 = s31 = s32 = s33 = zero
 
-            # 2. Read eight numbers, use each four times.
-            for k in range(top, bottom):
-                x0, x1, x2, x3 = a[i, k], a[i + 1, k], a[i + 2, k], a[i + 3, k]
-                y0, y1, y2, y3 = turned[j, k], turned[j + 1, k], turned[j + 2, k], turned[j + 3, k]
+            # 2. Cut out the eight rows. Loops that count from 0 vectorise; an index that might be negative does not.
+            a0, a1, a2, a3 = a[i, top:bottom], a[i + 1, top:bottom], a[i + 2, top:bottom], a[i + 3, top:bottom]
+            b0, b1, b2, b3 = (turned[j, top:bottom], turned[j + 1, top:bottom],
+                              turned[j + 2, top:bottom], turned[j + 3, top:bottom])
+
+            # 3. Read eight numbers, use each four times.
+            for k in range(len(a0)):
+                x0, x1, x2, x3, y0, y1, y2, y3 = a0[k], a1[k], a2[k], a3[k], b0[k], b1[k], b2[k], b3[k]
                 s00, s01, s02, s03 = s00 + x0 * y0, s01 + x0 * y1, s02 + x0 * y2, s03 + x0 * y3
                 s10, s11, s12, s13 = s10 + x1 * y0, s11 + x1 * y1, s12 + x1 * y2, s13 + x1 * y3
-
-                # 3. Two rows more.
                 s20, s21, s22, s23 = s20 + x2 * y0, s21 + x2 * y1, s22 + x2 * y2, s23 + x2 * y3
                 s30, s31, s32, s33 = s30 + x3 * y0, s31 + x3 * y1, s32 + x3 * y2, s33 + x3 * y3
 
