@@ -171,15 +171,15 @@ class Tensor:
                 length *= runs.pop()[0]
             runs.append((length, stride))
 
-        # 3. Cut the runs, last first, into the new lengths. One that needs parts of two runs cannot be had.
+        # 3. Cut the runs, last first, into the new lengths.
         strides, left, stride = [], 1, 1
         for length in reversed(shape):
             if left == 1 < length:
                 left, stride = runs.pop()
+
+            # 4. Give up where a length needs parts of two runs. The next axis in front steps over all of this one.
             if left % length:
                 return None
-
-            # 4. The next axis in front steps over all of this one.
             strides.append(stride)
             left, stride = left // length, stride * length
         return tuple(reversed(strides))
@@ -350,169 +350,6 @@ def _flatten(values: Number | list | tuple, shape: Shape) -> Iterator[Number]:
         raise ValueError(f"{values!r:.60} stands where {wanted} should: a tensor takes numbers, in rows of one length")
 
     # 2. Go row by row, and into each.
-    if not shape:
-        yield values
-    for row in values if shape else ():
-        yield from _flatten(row, shape[1:])
-
-
-def _places(self) -> list[int]:
-        """Return the place in the buffer of each number, row after row."""
-        places = [self.offset]
-        for length, stride in zip(self.shape, self.strides, strict=True):
-            places = [place + i * stride for place in places for i in range(length)]
-        return places
-
-    def flat(self) -> list[Number]:
-        """Return the numbers in order, row after row, as a new list."""
-        return [self.buffer[place] for place in self._places()]
-
-    def is_contiguous(self) -> bool:
-        """Return whether the numbers lie in the buffer in order and without gaps."""
-        return self._places() == list(range(self.offset, self.offset + self.size))
-
-    def contiguous(self) -> "Tensor":
-        """Return this tensor if its numbers lie in order, else a copy in which they do."""
-        return self if self.is_contiguous() else Tensor.over(self.flat(), self.shape)
-
-    def item(self) -> Number:
-        """Return the only number; raises ValueError if there are more."""
-        if self.size != 1:
-            raise ValueError(f"shape {self.shape} has {self.size} numbers: .item() wants exactly one")
-        return self.buffer[self.offset]
-
-    def tolist(self) -> list | Number:
-        """Return nested lists, or for shape () the number."""
-        return [row.tolist() if isinstance(row, Tensor) else row for row in self] if self.shape else self.item()
-
-    def __repr__(self) -> str:
-        return f"Tensor({_print(self, 7)}, shape={self.shape})"
-
-    # Arithmetic: new numbers.
-
-    def map(self, function: Callable[[Number], Number]) -> "Tensor":
-        """Return a new tensor: `function` of each number."""
-        return Tensor.over([function(number) for number in self.flat()], self.shape)
-
-    def combine(self, other: "Tensor | Number", function: Callable[[Number, Number], Number]) -> "Tensor":
-        """Return a new tensor: `function` of the pairs of numbers, after both were broadcast to one shape."""
-        other = _tensor(other)
-        shape = broadcast_shapes(self.shape, other.shape)
-        pairs = zip(self.broadcast_to(shape).flat(), other.broadcast_to(shape).flat(), strict=True)
-        return Tensor.over([function(x, y) for x, y in pairs], shape)
-
-    def __add__(self, other: "Tensor | Number") -> "Tensor":
-        return self.combine(other, operator.add)
-
-    def __sub__(self, other: "Tensor | Number") -> "Tensor":
-        return self.combine(other, operator.sub)
-
-    def __mul__(self, other: "Tensor | Number") -> "Tensor":
-        return self.combine(other, operator.mul)
-
-    def __truediv__(self, other: "Tensor | Number") -> "Tensor":
-        return self.combine(other, operator.truediv)
-
-    def __pow__(self, other: "Tensor | Number") -> "Tensor":
-        return self.combine(other, math.pow)
-
-    def __radd__(self, other: Number) -> "Tensor":
-        return _tensor(other) + self
-
-    def __rsub__(self, other: Number) -> "Tensor":
-        return _tensor(other) - self
-
-    def __rmul__(self, other: Number) -> "Tensor":
-        return _tensor(other) * self
-
-    def __rtruediv__(self, other: Number) -> "Tensor":
-        return _tensor(other) / self
-
-    def __rpow__(self, other: Number) -> "Tensor":
-        return _tensor(other) ** self
-
-    def __neg__(self) -> "Tensor":
-        return self.map(operator.neg)
-
-    def __abs__(self) -> "Tensor":
-        return self.map(abs)
-
-    def exp(self) -> "Tensor":
-        """Return e to the power of each number."""
-        return self.map(math.exp)
-
-    def log(self) -> "Tensor":
-        """Return the natural logarithm of each number."""
-        return self.map(math.log)
-
-    def sqrt(self) -> "Tensor":
-        """Return the square root of each number."""
-        return self.map(math.sqrt)
-
-    def tanh(self) -> "Tensor":
-        """Return the hyperbolic tangent of each number."""
-        return self.map(math.tanh)
-
-    # Reductions: many numbers become one.
-
-    def reduce(self, function: Callable[[list], Number], axis: int | Shape | None, keepdims: bool) -> "Tensor":
-        """Return `function` of the list of numbers along one axis, some, or all (None); `keepdims` leaves length 1."""
-        # 1. Move the axes that go away to the end, and split the numbers into rows of that much.
-        axes = range(self.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
-        gone = [_place(one, self.ndim, "reduce") for one in axes]
-        if len(set(gone)) < len(gone):
-            raise ValueError(f"axis {axis} of shape {self.shape}: name each axis once")
-        kept = [one for one in range(self.ndim) if one not in gone]
-        flat, run = self.transpose(*kept, *gone).flat(), math.prod(self.shape[one] for one in gone)
-
-        # 2. One number for each row. Empty rows still have one each.
-        rows = math.prod(self.shape[one] for one in kept)
-        results = [function(flat[row * run:(row + 1) * run]) for row in range(rows)]
-        lengths = [1 if one in gone else self.shape[one] for one in range(self.ndim) if keepdims or one in kept]
-        return Tensor.over(results, tuple(lengths))
-
-    def sum(self, axis: int | Shape | None = None, keepdims: bool = False) -> "Tensor":
-        """Return the sums along the axes; of nothing it is 0."""
-        return self.reduce(sum, axis, keepdims)
-
-    def mean(self, axis: int | Shape | None = None, keepdims: bool = False) -> "Tensor":
-        """Return the averages along the axes. Raises ValueError where there is nothing to average."""
-        return self.reduce(lambda row: sum(row) / len(_filled(row, "mean")), axis, keepdims)
-
-    def max(self, axis: int | Shape | None = None, keepdims: bool = False) -> "Tensor":
-        """Return the largest numbers along the axes. Raises ValueError where there are none."""
-        return self.reduce(lambda row: max(_filled(row, "max")), axis, keepdims)
-
-    def min(self, axis: int | Shape | None = None, keepdims: bool = False) -> "Tensor":
-        """Return the smallest numbers along the axes. Raises ValueError where there are none."""
-        return self.reduce(lambda row: min(_filled(row, "min")), axis, keepdims)
-
-
-def broadcast_shapes(one: Shape, other: Shape) -> Shape:
-    """Return the shape in which tensors of two shapes meet: from the right, lengths are equal or one of them is 1."""
-    lengths = []
-    for a, b in zip_longest(reversed(one), reversed(other), fillvalue=1):
-        if a != b and 1 not in (a, b):
-            raise ValueError(f"shapes {one} and {other} do not broadcast: {a} meets {b}, and neither is 1")
-        lengths.append(b if a == 1 else a)
-    return tuple(reversed(lengths))
-
-
-def _tensor(value: "Tensor | Number | list | tuple") -> Tensor:
-    """Return a tensor as it is, and a number as a tensor of shape ()."""
-    return value if isinstance(value, Tensor) else Tensor(value)
-
-
-def _row_major(shape: Shape) -> Shape:
-    """Return the strides of rows that follow upon each other: the last axis has 1, each other steps over the rest."""
-    return tuple(math.prod(shape[axis + 1:]) for axis in range(len(shape)))
-
-
-def _flatten(values: Number | list | tuple, shape: Shape) -> Iterator[Number]:
-    """Yield the numbers of nested lists in order. Raises ValueError for what is no number or no row of its length."""
-    if not isinstance(values, (list, tuple) if shape else Number) or shape and len(values) != shape[0]:
-        wanted = f"a list of length {shape[0]}" if shape else "a number"
-        raise ValueError(f"{values!r:.60} stands where {wanted} should: a tensor takes numbers, in rows of one length")
     if not shape:
         yield values
     for row in values if shape else ():
