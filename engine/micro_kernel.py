@@ -136,9 +136,9 @@ def _multiply_rows(a, b_panels, out, add, a_panels):
         for a_panel, row in enumerate(range(0, rows, TILE_ROWS)):
             place = out[row:row + TILE_ROWS, column:column + TILE_COLUMNS]
             height, width = place.shape
+            whole = height == TILE_ROWS and width == TILE_COLUMNS
 
             # 3. A tile that reaches over the edge is made elsewhere, and its part copied.
-            whole = height == TILE_ROWS and width == TILE_COLUMNS
             if not whole:
                 edge[:height, :width] = place
             _tile(a_panels[a_panel, :depth], b_panels[b_panel, :depth], place if whole else edge, add)
@@ -169,20 +169,22 @@ def multiply_threads(a, b, out, a_panels, b_panels):
     Every number of out is one chain of multiply-adds in the order of k, made by one core. So neither the number of
     cores nor the size of the blocks changes a bit of it.
     """
-    # 1. Pack a block of b together.
+    # 1. Count the tiles one below the other: they are shared out.
     workers, tiles = len(a_panels), -(-a.shape[0] // TILE_ROWS)
+
+    # 2. Pack a block of b together.
     for column in range(0, b.shape[1], BLOCK_COLUMNS):
         for k in range(0, b.shape[0], DEPTH):
             block = b[k:k + DEPTH, column:column + BLOCK_COLUMNS]
             for panel in prange(-(-block.shape[1] // TILE_COLUMNS)):
                 _pack_columns(block[:, panel * TILE_COLUMNS:(panel + 1) * TILE_COLUMNS], b_panels[panel])
 
-            # 2. Give each core as many tiles of rows as the others, its own panels, and all of the block.
+            # 3. Give each core as many tiles of rows as the others, its own panels, and all of the block.
             for worker in prange(workers):
                 first, last = worker * tiles // workers * TILE_ROWS, (worker + 1) * tiles // workers * TILE_ROWS
                 rows, places = a[first:last, k:k + DEPTH], out[first:last, column:column + BLOCK_COLUMNS]
 
-                # 3. Go on as on one core.
+                # 4. Go on as on one core.
                 for row in range(0, rows.shape[0], BLOCK_ROWS):
                     place = places[row:row + BLOCK_ROWS]
                     _multiply_rows(rows[row:row + BLOCK_ROWS], b_panels, place, k > 0, a_panels[worker])
