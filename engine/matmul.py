@@ -12,6 +12,7 @@ The indices of a product are always i for rows, j for columns and k for the sum.
 import functools
 import math
 import threading
+from collections.abc import Callable
 
 import numpy as np
 
@@ -256,9 +257,9 @@ def _by_tiles(a: np.ndarray, b: np.ndarray, workers: int) -> np.ndarray:
     # 1. Nothing to add up leaves zeros.
     if not HAS_AVX2:
         return matmul_blocked(a, b)
-    a, b, out = _operands(a, b)
+    a, b, out = _operands(a, b, np.empty)
     if 0 in (*out.shape, a.shape[1]):
-        return out
+        return np.zeros_like(out)
 
     # 2. Reading b on its side costs little while it is packed. Only a b with gaps is copied.
     b = b if b.flags.c_contiguous or b.flags.f_contiguous else np.ascontiguousarray(b)
@@ -295,9 +296,9 @@ def _check(a: np.ndarray, b: np.ndarray) -> None:
         raise ValueError(f"the batches of a {a.shape} and b {b.shape} differ: leading axes are equal or 1") from None
 
 
-def _operands(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return two checked matrices, and zeros in the shape of their product."""
+def _operands(a: np.ndarray, b: np.ndarray, new: Callable = np.zeros) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return two checked matrices, a in row order, and a `new` array in the shape of their product."""
     _check(a, b)
     if a.ndim != 2 or b.ndim != 2:
         raise ValueError(f"a {a.shape} and b {b.shape}: a rung multiplies two matrices; use matmul for batches")
-    return np.ascontiguousarray(a), b, np.zeros((a.shape[0], b.shape[1]), np.float32)
+    return np.ascontiguousarray(a), b, new((a.shape[0], b.shape[1]), np.float32)

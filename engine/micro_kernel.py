@@ -26,7 +26,7 @@ VECTOR, TILE_ROWS, TILE_COLUMNS = (16, 12, 32) if HAS_AVX512 else (8, 6, 16)
 REGISTER, INDEX = ir.VectorType(ir.FloatType(), VECTOR), ir.IntType(64)
 
 # Blocks: the panels of a (under 400 KB) stay in the core's own cache while those of b (8 MB), in the shared one, pass.
-DEPTH, BLOCK_ROWS, BLOCK_COLUMNS = 512, 192, 4096
+DEPTH, BLOCK_ROWS, BLOCK_COLUMNS = 1024, 96, 2048
 
 
 @intrinsic
