@@ -83,8 +83,8 @@ def main() -> None:
         speed, share = measured(count)
         peak = peak or speed.get("peak", float("nan"))
         for name in speed:
-            rows.append([name, str(count), f"{speed[name]:.3g}", f"{share[name]:.1%}",
-                         f"{speed[name] / peak / count:.1%}"])
+            rows.append([name, str(count), f"{speed[name]:.3g}", f"{100 * share[name]:.3g} %",
+                         f"{100 * speed[name] / peak / count:.3g} %"])
     write_table("matmul", rows)
 
 
