@@ -264,8 +264,15 @@ def _by_tiles(a: np.ndarray, b: np.ndarray, workers: int) -> np.ndarray:
     # 2. Reading b on its side costs little while it is packed. Only a b with gaps is copied.
     b = b if b.flags.c_contiguous or b.flags.f_contiguous else np.ascontiguousarray(b)
     multiply = micro_kernel.multiply_packed if workers == 1 else micro_kernel.multiply_threads
-    multiply(a, b, out, *_room(workers))
+    multiply(_read_only(a), _read_only(b), out, *_room(workers))
     return out
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    """Return a view that cannot be written to, as weights in a file are: or Numba would compile for both kinds."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def _room(workers: int) -> tuple[np.ndarray, np.ndarray]:
