@@ -358,10 +358,11 @@ def _llama_shapes(config: ModelConfig) -> tuple[dict, str, dict, dict]:
 
     # 2. Add what the Qwens have more.
     if c.qkv_bias:
-        biases = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
-        block |= {f"self_attn.{name}.bias": (size,) for name, size in biases.items()}
+        block |= {f"self_attn.{name}_proj.bias": (queries if name == "q" else keys,) for name in "qkv"}
     if c.qk_norm:
         block |= {f"self_attn.{name}_norm.weight": (c.head_dim,) for name in "qk"}
+
+    # 3. Add the table below and the norm on top.
     below = {"model.embed_tokens.weight": (c.vocab_size, c.d_model)}
     return below, "model.layers", block, {"model.norm.weight": (c.d_model,)}
 

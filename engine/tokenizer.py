@@ -130,11 +130,12 @@ class ByteLevelTokenizer:
         ids, known = [], self._known_words
         text = unicodedata.normalize("NFC", text) if self._parts.compose else text
 
-        # 2. Look each word up, or glue it from its bytes and remember it. A short memory is enough.
+        # 2. Look each word up, or glue it from its bytes and remember it.
         for word in self._words(text):
             if word not in known:
                 known[word] = self._encode_word(_utf8(word))
             ids += known[word]
+            # 3. Forget all from time to time: a text without end shall not fill the memory.
             if len(known) > REMEMBERED_WORDS:
                 known.clear()
         return ids
@@ -267,8 +268,6 @@ def _read_pieces(content: bytes) -> Iterator[tuple[float, bytes]]:
     """Yield score and bytes of each piece in a file: a number for the longest piece, then score, length, bytes, …"""
     # 1. Pass over the first number, which is for programs that reserve memory beforehand.
     at = 4
-    if len(content) < at:
-        raise ValueError(f"it has {len(content)} bytes")
     while at < len(content):
         # 2. Believe a length only if so much is left. A score that is no number could not be compared.
         score, length = struct.unpack_from("<fi", content, at) if at + 8 <= len(content) else (0.0, -1)
@@ -296,13 +295,12 @@ def load_tokenizer(path: str | Path) -> ByteLevelTokenizer | ScoredTokenizer:
     with open(path, "rb") as file:
         start = file.read(24)
     size = abs(int.from_bytes(start[20:], "little", signed=True))
-    beside = [path.with_name(name) for name in (f"tok{size}.bin", "tokenizer.bin")]
-    found = next((other for other in beside if other.is_file()), None)
-    if found is None:
-        raise FileNotFoundError(f"{beside[0]} does not exist, nor tokenizer.bin beside it: put the model's own there")
 
-    # 3. Take it only if it has as many.
-    tokenizer = ScoredTokenizer(found)
-    if tokenizer.vocab_size != size:
-        raise ValueError(f"{found} has {tokenizer.vocab_size} tokens, and {path} knows {size}: put its own there")
-    return tokenizer
+    # 3. Look beside it, and take only a tokenizer that has as many.
+    beside = [path.with_name(name) for name in (f"tok{size}.bin", "tokenizer.bin")]
+    for found in filter(Path.is_file, beside):
+        tokenizer = ScoredTokenizer(found)
+        if tokenizer.vocab_size != size:
+            raise ValueError(f"{found} has {tokenizer.vocab_size} tokens, and {path} knows {size}: put its own there")
+        return tokenizer
+    raise FileNotFoundError(f"{beside[0]} does not exist, nor tokenizer.bin beside it: put the model's own there")

@@ -86,14 +86,22 @@ def _read_parts(content: dict) -> Parts:
     if missing := [byte for byte in range(256) if bytes([byte]) not in id_of]:
         raise ValueError(f"it has no token for byte {missing[0]}: byte-level BPE needs all 256")
 
-    # 4. Read merges. Older files write one as a text with a space between the parts, newer ones as a list.
+    # 4. Read merges, and what stands before every text.
+    take_at_once, merges = bool(model.get("ignore_merges")), _merges(model["merges"], ids)
+    return Parts(id_of, merges, special, rules, compose, take_at_once, _start_ids(content))
+
+
+def _merges(listed: list, ids: dict[str, int]) -> dict[tuple[int, int], tuple[int, int]]:
+    """Return for two ids that may be glued how late that is, and what they become."""
+    # 1. Take a merge apart. Older files write it as a text with a space between, newer ones as a list.
     merges = {}
-    for rank, merge in enumerate(model["merges"]):
+    for rank, merge in enumerate(listed):
         left, right = merge.split(" ") if isinstance(merge, str) else merge
+        # 2. Look up its tokens. Only ordinary ones can be glued.
         if odd := [part for part in (left, right, left + right) if part not in ids]:
             raise ValueError(f"a merge names {ascii(odd[0])[:40]}, which is none of its tokens; {REMEDY}")
         merges[ids[left], ids[right]] = rank, ids[left + right]
-    return Parts(id_of, merges, special, rules, compose, bool(model.get("ignore_merges")), _start_ids(content))
+    return merges
 
 
 def _to_bytes(letters: str) -> bytes:
@@ -148,8 +156,9 @@ def _rules(step: dict) -> list[regex.Pattern]:
         raise ValueError("it does not end in a ByteLevel step without add_prefix_space: that is all that is known here")
 
     # 2. Compile the rules of the others, and the built-in one.
+    built_in = [GPT2_PATTERN] if last.get("use_regex", True) else []
     try:
-        return [regex.compile(rule) for rule in [*map(_rule, steps), *[GPT2_PATTERN] * last.get("use_regex", True)]]
+        return [regex.compile(rule) for rule in [*map(_rule, steps), *built_in]]
     except regex.error as error:
         raise ValueError(f"one of its rules for cutting is no regular expression: {error}") from None
 

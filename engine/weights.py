@@ -99,16 +99,17 @@ def _with_its_head(config: ModelConfig, stored: dict[str, StoredTensor]) -> Mode
 
     Some files store a tied head all the same. One that differs is a head of its own, whatever config.json says.
     """
-    # 1. Compare bytes, not numbers: the same bytes are the same head.
+    # 1. Find both.
     table = stored.get("wte.weight" if config.family == "gpt2" else "model.embed_tokens.weight")
     head = stored.get("lm_head.weight")
     if not config.tie_embeddings or head is None or table is None:
         return config
-    if (head.dtype, head.shape) != (table.dtype, table.shape) or memoryview(head.data) != memoryview(table.data):
-        return dataclasses.replace(config, tie_embeddings=False)
-    # 2. Keep one.
-    del stored["lm_head.weight"]
-    return config
+
+    # 2. Compare bytes, not numbers: no memory is taken for it. Keep one of two that are the same.
+    if (head.dtype, head.shape) == (table.dtype, table.shape) and memoryview(head.data) == memoryview(table.data):
+        del stored["lm_head.weight"]
+        return config
+    return dataclasses.replace(config, tie_embeddings=False)
 
 
 def _check_tensors(config: ModelConfig, stored: dict[str, StoredTensor], path: Path) -> None:
