@@ -248,13 +248,10 @@ class ScoredTokenizer:
 
         Raises ValueError for an id that the vocabulary does not have.
         """
-        # 1. Remember what came before: only the beginning of a text has the space that was put there.
-        said, begins = b"", False
-        for number in ids:
-            piece = _bytes_of(self.vocab, number)
-            said += piece.removeprefix(b" ") if begins else piece
-            begins = number == self.bos_id
-        return said
+        ids = list(ids)
+        spaces = [b" " if before == self.bos_id else b"" for before in [None, *ids]]
+        pieces = (_bytes_of(self.vocab, number) for number in ids)
+        return b"".join(piece.removeprefix(space) for piece, space in zip(pieces, spaces, strict=False))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of these ids, without the space that encoding puts before it.
