@@ -61,12 +61,10 @@ def test_every_tensor_is_found_where_the_program_writes_it(tied, tmp_path):
         assert not weights[name].flags.writeable
 
 
-@pytest.mark.parametrize("change", [lambda content: content[:-1], lambda content: content[:-4], lambda content: content[:28],
-                                    lambda content: content[:27], lambda content: b"", lambda content: content + b"\0",
-                                    lambda content: content + bytes(4 * 11 * 12)])
-def test_a_file_that_is_a_byte_too_short_or_too_long_is_refused(change, tmp_path):
+@pytest.mark.parametrize(("end", "more"), [(-1, 0), (-4, 0), (28, 0), (27, 0), (0, 0), (None, 1), (None, 4 * 11 * 12)])
+def test_a_file_that_is_a_byte_too_short_or_too_long_is_refused(end, more, tmp_path):
     write(tmp_path / "model.bin")
-    (tmp_path / "model.bin").write_bytes(change((tmp_path / "model.bin").read_bytes()))
+    (tmp_path / "model.bin").write_bytes((tmp_path / "model.bin").read_bytes()[:end] + bytes(more))
     with pytest.raises(ValueError, match=r"model\.bin is no whole llama2\.c model.*bytes") as caught:
         open_llama2c(tmp_path / "model.bin")
     assert "\n" not in str(caught.value)

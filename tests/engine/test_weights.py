@@ -151,7 +151,8 @@ def test_a_tensor_that_does_not_fit_is_named_before_any_is_read(change, words, t
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"num_hidden_layers": 10**12}, "layers.2.*missing"), ({"hidden_size": 3 * 10**12}, "embed_tokens.*3000000000000"),
+        ({"num_hidden_layers": 10**12}, "layers.2.*missing"),
+        ({"hidden_size": 3 * 10**12}, "embed_tokens.*3000000000000"),
         ({"vocab_size": 10**15}, "embed_tokens.*10{15}"), ({"intermediate_size": 10**15}, "gate_proj.*10{15}"),
         ({"head_dim": 2 * 10**6}, "q_proj"), ({"max_position_embeddings": 10**12}, "max_seq_len is 10{12}.*GiB"),
     ],
