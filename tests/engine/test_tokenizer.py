@@ -206,7 +206,7 @@ def split(**changes) -> dict:
         ({"pre_tokenizer": split(pattern={})}, "String"),
         ({"added_tokens": [{"id": 420, "content": "<mask>", "lstrip": True}]}, "lstrip"),
         ({"added_tokens": [{"id": 420, "content": "<mask>", "single_word": True}]}, "single_word"),
-        ({"normalizer": {"type": "NFC"}, "added_tokens": [{"id": 9, "content": "K", "normalized": True}]}, "normalized"),
+        ({"normalizer": {"type": "NFC"}, "added_tokens": [{"id": 9, "content": "K", "normalized": True}]}, "normali"),
         ({"added_tokens": [{"id": 420, "content": ""}]}, "no text"), ({"added_tokens": [{"content": "<s>"}]}, "id"),
         ({"added_tokens": [{"id": -1, "content": "<s>"}]}, "-1 is no token id"),
         ({"added_tokens": 3}, "tokenizer.json"),
