@@ -56,9 +56,10 @@ class StoredTensor:
             known = ", ".join(READABLE)
             raise ValueError(f"tensor {self.name!r} holds {self.dtype} numbers: only {known} are read here, convert it")
 
-        # 2. Look at the bytes as numbers. Lowest byte first, whatever this computer prefers.
+        # 2. Look at the bytes as numbers, the lowest byte first. Some old files begin them at an odd address, which
+        # compiled loops cannot read: only these are copied.
         if self.dtype == "F32":
-            return self.data.view("<f4").reshape(self.shape)
+            return np.require(self.data.view("<f4"), requirements="A").reshape(self.shape)
         if self.dtype == "F16":
             return self.data.view("<f2").astype(np.float32).reshape(self.shape)
 

@@ -67,6 +67,15 @@ def test_float32_is_a_view_of_the_file_that_nobody_can_write_to(tmp_path):
         numbers[0] = 1
 
 
+def test_numbers_at_an_odd_address_are_the_same_numbers(tmp_path):
+    numbers = np.random.default_rng(1).standard_normal((3, 5)).astype(np.float32)
+    header = json.dumps({"x": entry(0, 60, [3, 5])}).encode()
+    for spaces in range(4):
+        (tmp_path / "x.safetensors").write_bytes(pack(header + b" " * spaces, numbers.tobytes()))
+        ours = open_safetensors(tmp_path / "x.safetensors")["x"].numbers()
+        assert ours.flags.aligned and np.array_equal(ours, numbers)
+
+
 def test_a_file_larger_than_the_memory_is_opened_in_no_memory(tmp_path):
     path, size = tmp_path / "large.safetensors", 1 << 38
     path.write_bytes(pack({"x": entry(0, size, [size // 4])}))

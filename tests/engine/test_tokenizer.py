@@ -18,6 +18,7 @@ from tests.chapters.test_ch02_published import FAMILIES, HARD_TEXTS, TEXT, train
 
 DATA = Path(os.environ.get("BOOK_TEST_DATA", "nowhere"), "stories260K")
 real = pytest.mark.skipif(not DATA.is_dir(), reason="BOOK_TEST_DATA names no folder with stories260K in it")
+GPT2 = DATA.parent / "gpt2"
 STORYTELLER = Path(__file__).parents[2] / "models/storyteller"
 unhurried = settings(deadline=None, derandomize=True, database=None, max_examples=100)
 
@@ -116,6 +117,21 @@ def test_merges_are_read_in_both_spellings(tmp_path):
         content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
 
     assert load_tokenizer(rewrite(folder, as_text)).encode(TEXT) == as_lists
+
+
+@pytest.mark.skipif(not GPT2.is_dir(), reason="BOOK_TEST_DATA names no folder with gpt2 in it")
+def test_the_published_vocabulary_of_gpt2_cuts_as_its_library_does(tmp_path):
+    vocab = json.loads((GPT2 / "encoder.json").read_text("utf-8"))
+    merges = [tuple(line.split()) for line in (GPT2 / "vocab.bpe").read_text("utf-8").splitlines()[1:] if line]
+    library = Tokenizer(models.BPE(vocab, merges))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.add_special_tokens(["<|endoftext|>"])
+    library.save(str(tmp_path / "tokenizer.json"))
+    ours = load_tokenizer(tmp_path)
+    for text in HARD_TEXTS:
+        assert ours.encode(text, allow_special=True) == library_ids(library, text)
+    assert [ours.decode([number]) for number in ours.encode("unbelievably")] == ["un", "bel", "iev", "ably"]
+    assert (ours.vocab_size, len(ours.encode(" unbelievably")), ours.eos_id) == (50257, 1, 50256)
 
 
 @pytest.mark.parametrize(("whole", "ids"), [(False, ["a", 500]), (True, [502])])
