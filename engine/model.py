@@ -194,9 +194,8 @@ class Model:
         Shapes: B texts with T ids in all -> (T, V), or with `last_only` (B, V). Raises ValueError as `forward` does.
         """
         # 1. Put the new tokens of all texts in one row, and number each by its place in its own text.
-        ids = np.concatenate([np.asarray(text, dtype=np.int64) for text in texts])  # (T,)
+        ids = self._joined(texts, caches)  # (T,)
         starts = [0 if cache is None else cache.length for cache in caches]
-        self._check(ids, texts, starts, caches)
         places = [np.arange(start, start + len(text)) for text, start in zip(texts, starts, strict=True)]
         positions = np.concatenate(places)  # (T,)
 
@@ -236,18 +235,21 @@ class Model:
             return layer_norm(x, self._norm, self._norm_bias, self.config.norm_eps)
         return rms_norm(x, self._norm, self.config.norm_eps)
 
-    def _check(self, ids: np.ndarray, texts: Sequence, starts: Sequence[int], caches: Sequence) -> None:
-        """Raise ValueError for ids that cannot be read. NumPy would take -1 for the last row, and say nothing."""
-        # 1. Look at the ids.
-        size = self.config.vocab_size
-        if not all(len(text) for text in texts) or not texts:
+    def _joined(self, texts: Sequence[Sequence[int]], caches: Sequence[KVCache | None]) -> np.ndarray:
+        """Return the ids of all texts in one row. Raises ValueError for ids, or so many ids, that cannot be read.
+
+        Shapes: B texts with T ids in all -> (T,).
+        """
+        # 1. Look at the ids. NumPy would take -1 for the last row, and say nothing.
+        if not (len(texts) and all(map(len, texts))):
             raise ValueError("there are no ids: give each text at least one")
+        ids, size = np.concatenate([np.asarray(text, np.int64) for text in texts]), self.config.vocab_size
         if len(wrong := ids[(ids < 0) | (ids >= size)]):
             raise ValueError(f"id {wrong[0]} is no token of this model: ids go from 0 to {size - 1}")
 
         # 2. Look at the room for them.
-        for text, start, cache in zip(texts, starts, caches, strict=True):
-            room = min(self.config.max_seq_len, cache.max_len if cache else self.config.max_seq_len)
-            if start + len(text) > room:
-                raise ValueError(f"{start + len(text)} tokens are more than the {room} that fit: shorten the text")
-
+        for text, cache in zip(texts, caches, strict=True):
+            start, room = (cache.length, cache.max_len) if cache else (0, self.config.max_seq_len)
+            if (total := start + len(text)) > (room := min(room, self.config.max_seq_len)):
+                raise ValueError(f"{total} tokens are more than the {room} that fit: shorten the text")
+        return ids  # (T,)
