@@ -144,16 +144,19 @@ def _checked_entry(name: str, entry: object) -> tuple[int, int]:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BYTES:
         raise ValueError(f"tensor {name!r} has dtype {ascii(dtype)[:40]}, which is not known here")
-    whole = [isinstance(list_, list) and all(type(n) is int and 0 <= n < 1 << 62 for n in list_)
-             for list_ in (shape, offsets)]  # fmt: skip
 
     # 2. Hold them against each other. The product is taken of Python's numbers, which have no end to run over.
-    if not all(whole) or len(shape) > 16 or len(offsets) != 2:
+    if not (_are_sizes(shape) and _are_sizes(offsets) and len(offsets) == 2):
         raise ValueError(f"tensor {name!r} has shape {ascii(shape)[:40]} and data_offsets {ascii(offsets)[:40]}")
     begin, end = offsets
     if end - begin != math.prod(shape) * BYTES[dtype]:
         raise ValueError(f"tensor {name!r} of {dtype} {shape} cannot fill the bytes {begin} to {end}")
     return begin, end
+
+
+def _are_sizes(value: object) -> bool:
+    """Return whether a value is a list of whole numbers from 0 on, and short. To Python, True is one too."""
+    return isinstance(value, list) and len(value) <= 16 and all(type(n) is int and 0 <= n < 1 << 62 for n in value)
 
 
 def open_folder(folder: str | Path) -> dict[str, StoredTensor]:
