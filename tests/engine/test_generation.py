@@ -114,7 +114,8 @@ def test_a_stop_string_ends_the_text_and_is_not_said_though_it_comes_in_pieces(e
     model = Fixed(ids)
     said = "".join(Engine(model, engine.tokenizer).generate("x", stop=["at. Th", "nowhere"], **GREEDY))
     assert said == "The cat s" and len(model.reads) < len(ids)
-    whole = "".join(Engine(Fixed(ids), engine.tokenizer).generate("x", ["The end of it!"], max_new_tokens=len(ids), **GREEDY))
+    options = GREEDY | {"max_new_tokens": len(ids)}
+    whole = "".join(Engine(Fixed(ids), engine.tokenizer).generate("x", ["The end of it!"], **options))
     assert whole == "The cat sat. The end of it"
 
 

@@ -20,6 +20,7 @@ GPT2 = {
     "gpt2 with another hidden size": {"n_inner": 44},
     "gpt2 with the exact gelu": {"activation_function": "gelu", "layer_norm_epsilon": 1e-3},
     "gpt2 untied": {"tie_word_embeddings": False},
+    "gpt2 for words": {"vocab_size": 1123},
 }
 ALL = [*PUBLISHED, *GPT2]
 # One of each way to compute, for the tests that need not see every family.
@@ -32,7 +33,7 @@ def publish_any(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> 
         return publish(name, folder, dtype)
     torch.manual_seed(3)
     sizes = {"vocab_size": SIZES["vocab_size"], "n_embd": 24, "n_layer": 2, "n_head": 6, "n_positions": 97}
-    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=None, eos_token_id=None, **GPT2[name]))
+    model = GPT2LMHeadModel(GPT2Config(**sizes | {"bos_token_id": None, "eos_token_id": None} | GPT2[name]))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     model.to(dtype).save_pretrained(folder)
