@@ -50,7 +50,7 @@ def split_heads(x: np.ndarray, heads: int) -> np.ndarray:
 
     Shapes: x (T, H*D) -> (H, T, D).
     """
-    return x.reshape(len(x), heads, -1).swapaxes(0, 1)  # (H, T, D)
+    return x.reshape(len(x), heads, -1).swapaxes(0, 1)
 
 
 def join_heads(x: np.ndarray) -> np.ndarray:
@@ -143,10 +143,11 @@ class Model:
         self._blocks = [self._read_block(weights, i) for i in range(config.num_layers)]
         gpt2 = config.family == "gpt2"
 
-        # 2. Take what stands below the blocks and above them. A tied head is the embedding table once more.
+        # 2. Take what stands below the blocks and above them. The embedding table is only looked up in, a row at a
+        # time, so rounding it would gain nothing; as a tied head it is multiplied with, like any other matrix.
         table, norm = ("wte.weight", "ln_f.weight") if gpt2 else ("model.embed_tokens.weight", "model.norm.weight")
-        self._embedding, self._norm = quantize(weights[table], dtype), weights[norm]
-        self._head = self._embedding if config.tie_embeddings else quantize(weights["lm_head.weight"], dtype)
+        self._embedding, self._norm = weights[table], weights[norm]
+        self._head = quantize(self._embedding if config.tie_embeddings else weights["lm_head.weight"], dtype)
 
         # 3. Know about positions what the family asks for: learnt vectors, or speeds of rotation.
         if gpt2:
@@ -218,7 +219,7 @@ class Model:
 
         Shapes: ids and positions (T,) -> (T, C).
         """
-        x = self._embedding.rows(ids)  # (T, C)
+        x = self._embedding[ids]  # (T, C)
         return x + self._positions[positions] if self.config.family == "gpt2" else x  # (T, C)
 
     def _block_at(self, positions: np.ndarray) -> Callable[[np.ndarray, Mapping, Memory], np.ndarray]:
