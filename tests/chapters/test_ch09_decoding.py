@@ -63,7 +63,7 @@ def test_each_token_comes_with_the_models_own_probability(config, use_cache):
 
 def test_tokens_with_probabilities_arrive_one_by_one_and_end_before_a_stop_id():
     model, calls = model_of(), []
-    model.final_norm.register_forward_hook(lambda *_: calls.append(1))
+    model.token_embedding.register_forward_hook(lambda *_: calls.append(1))
     stream = generate_with_logprobs(model, [1, 2, 3], PLAIN)
     assert len(list(islice(stream, 3))) == len(calls) == 3
     ids = list(generate(model, [1, 2, 3], PLAIN))
