@@ -98,7 +98,9 @@ def _read_header(content: bytes | mmap.mmap) -> tuple[int, dict]:
 
     # 2. Parse it. JSON lets a name occur twice, and the last one win: two readers could see two models in one file.
     header = json.loads(text.decode("utf-8"), object_pairs_hook=_without_twins)
-    header.pop("__metadata__", None)
+    notes = header.pop("__metadata__", {})
+    if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
+        raise ValueError("its __metadata__ must be texts by their names")
     return 8 + length, header
 
 
