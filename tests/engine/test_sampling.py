@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -80,6 +81,8 @@ def test_scores_that_were_forbidden_are_never_drawn_and_broken_ones_are_refused(
     scores = np.full(V, -np.inf, np.float32)
     scores[7] = -1e30
     assert sample_next(scores, SamplingConfig()) == 7
+    lowest = SimpleNamespace(random=lambda: 0.0)
+    assert sample_next(scores, SamplingConfig(), dice=lowest) == 7
     for broken in (np.nan, np.inf):
         scores[3] = broken
         with pytest.raises(ValueError, match="not finite"):
