@@ -130,6 +130,7 @@ def read_arguments(argv: list[str], description: str = "") -> argparse.Namespace
     generate = commands.add_parser("generate", help="continue a text")
     generate.add_argument("--prompt", default=OPENING, help="how the text begins")
     generate.add_argument("--count", type=int, default=1, help="how many continuations")
+    generate.add_argument("--engine", choices=["torch", "numpy"], help="default torch; a GPT-2 runs on numpy alone")
     chat = commands.add_parser("chat", help="begin a story, the model goes on, you go on, …")
     info = commands.add_parser("info", help="parameters, work and memory of a model")
 
