@@ -39,7 +39,7 @@ def calculate(made: list, program: list) -> object:
     return made[-1] + made[-1] * made[0]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(st.lists(numbers, min_size=3, max_size=3), programs)
 def test_slopes_of_any_calculation_equal_those_of_torch(starts, program):
     ours = [Value(start) for start in starts]
