@@ -18,6 +18,7 @@ from torch import Tensor
 from chapters.ch02_tokenization import BPETokenizer
 from chapters.ch07_gpt_model import GPT
 from chapters.ch09_config import SamplingConfig
+from chapters.ch09_fused import FusedGPT
 
 __all__ = [
     "KVCache", "LayerCache", "SamplingConfig", "generate", "generate_batch", "next_tokens", "sample_next",
@@ -290,13 +291,14 @@ def _generation_loop(model: GPT, ids: Tensor, pads: Tensor, config: SamplingConf
     context, new = model.config.max_seq_len, ids
     dice = [torch.Generator(ids.device).manual_seed(config.seed + row) for row in range(len(ids))]
     cache = KVCache(model, len(ids), ids.shape[1] + steps) if use_cache else None
+    fused = FusedGPT(model)
     finished = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)  # (B,)
 
     # 2. Read the prompts in one pass, later one token at a time. Texts of one length have no padding to speak of.
     with evaluating(model):
         for _ in range(steps):
             padding = pads if pads.any() else None
-            scores = (model(new, cache, padding) if use_cache else model(ids, None, padding))[:, -1]  # (B, V)
+            scores = (fused(new, cache, padding) if use_cache else model(ids, None, padding))[:, -1]  # (B, V)
 
             # 3. Draw, and append what was drawn, so that the next pass sees it.
             token = sample_next(scores, config, ids, dice)  # (B,)

@@ -7,7 +7,7 @@
 
 Part II of the book. Every module is a step of the climb: `tensor` and `matmul` are where it begins, `layers`, `rope`
 and `attention` are what a model is made of, `model` puts them together, `generation` lets it speak, and `fast` does
-the same at the speed of the machine. NumPy, Numba and Python's own library are all it stands on.
+the same at the speed of the machine. It stands on NumPy, Numba, `regex` and Python's own library alone.
 """
 
 import importlib

@@ -112,35 +112,26 @@ class ModelConfig:
             _check(_is_size(getattr(self, name)), name, getattr(self, name), "a whole number above 0")
 
         # 2. Fill in what follows from other fields. A frozen dataclass wants it said this way.
-        if self.num_kv_heads is None:
-            object.__setattr__(self, "num_kv_heads", self.num_heads)
         if self.head_dim is None:
             rule = f"divisible by num_heads {self.num_heads}, or head_dim must be given"
             _check(self.d_model % self.num_heads == 0, "d_model", self.d_model, rule)
             object.__setattr__(self, "head_dim", self.d_model // self.num_heads)
+        object.__setattr__(self, "num_kv_heads", self.num_heads if self.num_kv_heads is None else self.num_kv_heads)
 
-        # 3. Check the others. They may come from anybody's config.json, which can hold texts and lists too.
-        for name in ("num_kv_heads", "head_dim", "sliding_window"):
-            none = name == "sliding_window" and self.sliding_window is None
-            _check(none or _is_size(getattr(self, name)), name, getattr(self, name), "a whole number above 0")
+        # 3. Check the other numbers. They may come from anybody's config.json, which can hold texts and lists too.
+        for name in ("num_kv_heads", "head_dim"):
+            _check(_is_size(getattr(self, name)), name, getattr(self, name), "a whole number above 0")
         for name in ("norm_eps", "rope_theta"):
             _check(_is_positive(getattr(self, name)), name, getattr(self, name), "a finite number above 0")
+
+        # 4. Check the switches, and the window, which is no number where there is none.
         for name in ("tie_embeddings", "qkv_bias", "qk_norm", "rope_interleaved"):
             _check(type(getattr(self, name)) is bool, name, getattr(self, name), "true or false")
+        window = self.sliding_window
+        _check(window is None or _is_size(window), "sliding_window", window, "a whole number above 0, or none")
 
-        # 4. Check what goes together. Query heads share key/value heads evenly, and RoPE turns pairs.
-        rule = f"a divisor of num_heads {self.num_heads}"
-        _check(self.num_heads % self.num_kv_heads == 0, "num_kv_heads", self.num_kv_heads, rule)
-        if self.family == "llama":
-            _check(self.head_dim % 2 == 0, "head_dim", self.head_dim, "even, because RoPE turns pairs")
-            fits = 4 * self.max_seq_len * self.head_dim <= ROPE_TABLE_BYTES
-            rule = f"small enough for a table of angles within {ROPE_TABLE_BYTES >> 30} GiB: write the length you need"
-            _check(fits, "max_seq_len", self.max_seq_len, rule)
-        else:
-            plain = self.head_dim * self.num_heads == self.d_model and self.num_kv_heads == self.num_heads
-            _check(plain, "num_heads", self.num_heads, f"a cut of d_model {self.d_model} into equal heads, as in GPT-2")
-
-        # 5. Check what has a shape of its own.
+        # 5. Check what goes together, and what has a shape of its own.
+        _check_heads(self)
         _check_scaling(self.rope_scaling)
         whole = isinstance(self.eos_ids, tuple) and all(type(number) is int for number in self.eos_ids)
         _check(whole, "eos_ids", self.eos_ids, "a tuple of token ids")
@@ -160,6 +151,21 @@ def _is_size(value: object) -> bool:
 def _is_positive(value: object) -> bool:
     """Return whether a value is a finite number above 0."""
     return type(value) in (int, float) and 0 < value < 1e300 and math.isfinite(value)
+
+
+def _check_heads(config: ModelConfig) -> None:
+    """Raise ValueError where a config's heads do not fit together, or RoPE would need a giant table for them."""
+    # 1. Share key/value heads evenly among the query heads. GPT-2 does not know how to share, and cuts evenly.
+    c, rule = config, f"a divisor of num_heads {config.num_heads}"
+    _check(c.num_heads % c.num_kv_heads == 0, "num_kv_heads", c.num_kv_heads, rule)
+    plain = c.family == "llama" or (c.num_heads == c.num_kv_heads and c.num_heads * c.head_dim == c.d_model)
+    _check(plain, "num_heads", c.num_heads, f"a cut of d_model {c.d_model} into equal heads, as in GPT-2")
+
+    # 2. Turn pairs, and bound the one size that no tensor has.
+    _check(c.head_dim % 2 == 0 or c.family == "gpt2", "head_dim", c.head_dim, "even, because RoPE turns pairs")
+    fits = 4 * c.max_seq_len * c.head_dim <= ROPE_TABLE_BYTES
+    rule = f"small enough for a table of angles within {ROPE_TABLE_BYTES >> 30} GiB: write the length you need"
+    _check(fits, "max_seq_len", c.max_seq_len, rule)
 
 
 def _check_scaling(scaling: object) -> None:
@@ -238,11 +244,14 @@ def config_from_hf(fields: dict) -> ModelConfig:
         _check(name in given, name, "missing", "given in config.json")
     sizes = {ours: given[theirs] for ours, theirs in names.items()} | {"eos_ids": _stop_ids(given)}
 
-    # 3. Add what a family implies without a field: no file of a Qwen 2 says that it has biases.
+    # 3. Add what GPT-2 implies: a hidden layer of four times the width, if its file does not say otherwise.
     if family == "gpt2":
-        bend = given.get("activation_function", "gelu_new")
-        sizes["d_ff"] = 4 * given["n_embd"] if _is_size(given["n_embd"]) and not sizes["d_ff"] else sizes["d_ff"]
-        return ModelConfig("gpt2", **sizes, activation=_activation(bend), qkv_bias=True)
+        if sizes["d_ff"] is None and _is_size(given["n_embd"]):
+            sizes["d_ff"] = 4 * given["n_embd"]
+        bend = _activation(given.get("activation_function", "gelu_new"))
+        return ModelConfig("gpt2", **sizes, activation=bend, qkv_bias=True)
+
+    # 4. Add what the others imply: no file of a Qwen 2 says that it has biases.
     switches = {"qkv_bias": family == "qwen2", "qk_norm": family == "qwen3", "sliding_window": _window(given)}
     theta, scaling = _rotation(given)
     bend = _activation(given.get("hidden_act", "silu"))
@@ -302,15 +311,15 @@ def _window(given: dict) -> object:
         return given["sliding_window"] if given["model_type"] == "mistral" else None
     window = given["sliding_window"] if given["use_sliding_window"] else None
 
-    # 2. List what the layers do, as the list says or as the numbers do.
+    # 2. Work out what the layers do from the two numbers.
     layers, first, listed = given["num_hidden_layers"], given["max_window_layers"], given.get("layer_types")
     _check(type(first) is int, "max_window_layers", first, "a whole number")
     _check(_is_size(layers), "num_hidden_layers", layers, "a whole number above 0")
     kinds = {"full"} if window is None or first >= layers else {"sliding"} if first <= 0 else {"full", "sliding"}
+
+    # 3. Let an explicit list speak in their place. Refuse a mixture: all layers are computed alike here.
     if listed is not None:
         kinds = {str(kind).removesuffix("_attention") for kind in (listed if isinstance(listed, list) else [listed])}
-
-    # 3. Refuse a mixture: all layers are computed alike here.
     alike = kinds == {"full"} or (kinds == {"sliding"} and window is not None)
     _check(alike, "the kind of the layers", sorted(kinds), "full for all, or sliding for all with a sliding_window")
     return window if kinds == {"sliding"} else None
@@ -349,10 +358,11 @@ def _llama_shapes(config: ModelConfig) -> tuple[dict, str, dict, dict]:
 
     # 2. Add what the Qwens have more.
     if c.qkv_bias:
-        biases = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
-        block |= {f"self_attn.{name}.bias": (size,) for name, size in biases.items()}
+        block |= {f"self_attn.{name}_proj.bias": (queries if name == "q" else keys,) for name in "qkv"}
     if c.qk_norm:
         block |= {f"self_attn.{name}_norm.weight": (c.head_dim,) for name in "qk"}
+
+    # 3. Add the table below and the norm on top.
     below = {"model.embed_tokens.weight": (c.vocab_size, c.d_model)}
     return below, "model.layers", block, {"model.norm.weight": (c.d_model,)}
 
@@ -363,8 +373,8 @@ def _gpt2_shapes(config: ModelConfig) -> tuple[dict, str, dict, dict]:
     c, d = config, config.d_model
     matrices = {"attn.c_attn": (d, 3 * d), "attn.c_proj": (d, d), "mlp.c_fc": (d, c.d_ff), "mlp.c_proj": (c.d_ff, d)}
     block = {f"{norm}.{kind}": (d,) for norm in ("ln_1", "ln_2") for kind in ("weight", "bias")}
-    for name, (rows, columns) in matrices.items():
-        block |= {f"{name}.weight": (rows, columns), f"{name}.bias": (columns,)}
+    block |= {f"{name}.weight": shape for name, shape in matrices.items()}
+    block |= {f"{name}.bias": shape[1:] for name, shape in matrices.items()}
 
     # 2. Add the two tables below, one of them for positions, and the norm on top.
     below = {"wte.weight": (c.vocab_size, d), "wpe.weight": (c.max_seq_len, d)}

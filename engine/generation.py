@@ -11,7 +11,6 @@ that has ended costs nothing any more.
 
 import codecs
 import dataclasses
-import importlib.util
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -214,7 +213,7 @@ def load_model(path: str | Path, dtype: str = "fp32", fast: bool | None = None, 
     words = load_tokenizer(tokenizer or path)
 
     # 2. Take the compiled loops where Numba is there and they can compute this model.
-    if fast is not False and machine.HAS_NUMBA and importlib.util.find_spec("engine.fast"):
+    if fast is not False and machine.HAS_NUMBA and config.family == "llama":
         from engine.fast import FastModel
 
         if FastModel.supports(config):

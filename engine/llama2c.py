@@ -22,6 +22,7 @@ import numpy as np
 from engine.config import ModelConfig, tensor_shapes
 from engine.safetensors import REMEDY, StoredTensor
 
+# How many numbers stand before the tensors.
 HEADER_NUMBERS = 7
 
 # The parts of a block in the order of the file, each for all layers, by the names that Hugging Face gave them. The
@@ -84,16 +85,19 @@ def _layout(config: ModelConfig) -> Iterator[tuple[str | None, tuple[int, ...], 
     # 1. Look up shapes under the names of the first block, and count each kind for all layers.
     one = ModelConfig(**vars(config) | {"num_layers": 1})
     shapes = dict(tensor_shapes(one))
-    yield "model.embed_tokens.weight", shapes["model.embed_tokens.weight"], config.vocab_size * config.d_model
+    table, size = (config.vocab_size, config.d_model), config.vocab_size * config.d_model
+
+    # 2. Walk through the file: the embedding, then the parts of the blocks.
+    yield "model.embed_tokens.weight", table, size
     for part in BLOCK_ORDER:
         shape = shapes[f"model.layers.0.{part}.weight"]
         yield f"model.layers.*.{part}.weight", shape, config.num_layers * int(np.prod(shape, dtype=object))
 
-    # 2. Add what comes behind the blocks: the norm, two tables of angles, and the head if it is not tied.
+    # 3. Add what comes behind the blocks: the norm, two tables of angles, and the head if it is not tied.
     yield "model.norm.weight", (config.d_model,), config.d_model
     yield None, (), 2 * config.max_seq_len * (config.head_dim // 2)
     if not config.tie_embeddings:
-        yield "lm_head.weight", shapes["lm_head.weight"], config.vocab_size * config.d_model
+        yield "lm_head.weight", table, size
 
 
 def _place_tensors(config: ModelConfig, data: np.ndarray) -> dict[str, StoredTensor]:

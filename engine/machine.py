@@ -113,7 +113,8 @@ if HAS_NUMBA:
 
         def on_start(self, begun: event.Event) -> None:
             """Speak at the first of our own functions."""
-            if begun.data["dispatcher"].py_func.__module__.startswith("engine.") and not self.made:
+            module = begun.data["dispatcher"].py_func.__module__ or ""
+            if module.startswith("engine.") and not self.made:
                 self.made = True
                 print("engine: compiling loops for this processor; the next start finds them ready",
                       file=sys.stderr, flush=True)

@@ -50,7 +50,7 @@ def split_heads(x: np.ndarray, heads: int) -> np.ndarray:
 
     Shapes: x (T, H*D) -> (H, T, D).
     """
-    return x.reshape(len(x), heads, -1).swapaxes(0, 1)  # (H, T, D)
+    return x.reshape(len(x), heads, -1).swapaxes(0, 1)
 
 
 def join_heads(x: np.ndarray) -> np.ndarray:
@@ -143,10 +143,11 @@ class Model:
         self._blocks = [self._read_block(weights, i) for i in range(config.num_layers)]
         gpt2 = config.family == "gpt2"
 
-        # 2. Take what stands below the blocks and above them. A tied head is the embedding table once more.
+        # 2. Take what stands below the blocks and above them. The embedding table is only looked up in, a row at a
+        # time, so rounding it would gain nothing; as a tied head it is multiplied with, like any other matrix.
         table, norm = ("wte.weight", "ln_f.weight") if gpt2 else ("model.embed_tokens.weight", "model.norm.weight")
-        self._embedding, self._norm = quantize(weights[table], dtype), weights[norm]
-        self._head = self._embedding if config.tie_embeddings else quantize(weights["lm_head.weight"], dtype)
+        self._embedding, self._norm = weights[table], weights[norm]
+        self._head = quantize(self._embedding if config.tie_embeddings else weights["lm_head.weight"], dtype)
 
         # 3. Know about positions what the family asks for: learnt vectors, or speeds of rotation.
         if gpt2:
@@ -194,9 +195,8 @@ class Model:
         Shapes: B texts with T ids in all -> (T, V), or with `last_only` (B, V). Raises ValueError as `forward` does.
         """
         # 1. Put the new tokens of all texts in one row, and number each by its place in its own text.
-        ids = np.concatenate([np.asarray(text, dtype=np.int64) for text in texts])  # (T,)
+        ids = self._joined(texts, caches)  # (T,)
         starts = [0 if cache is None else cache.length for cache in caches]
-        self._check(ids, texts, starts, caches)
         places = [np.arange(start, start + len(text)) for text, start in zip(texts, starts, strict=True)]
         positions = np.concatenate(places)  # (T,)
 
@@ -219,7 +219,7 @@ class Model:
 
         Shapes: ids and positions (T,) -> (T, C).
         """
-        x = self._embedding.rows(ids)  # (T, C)
+        x = self._embedding[ids]  # (T, C)
         return x + self._positions[positions] if self.config.family == "gpt2" else x  # (T, C)
 
     def _block_at(self, positions: np.ndarray) -> Callable[[np.ndarray, Mapping, Memory], np.ndarray]:
@@ -236,18 +236,21 @@ class Model:
             return layer_norm(x, self._norm, self._norm_bias, self.config.norm_eps)
         return rms_norm(x, self._norm, self.config.norm_eps)
 
-    def _check(self, ids: np.ndarray, texts: Sequence, starts: Sequence[int], caches: Sequence) -> None:
-        """Raise ValueError for ids that cannot be read. NumPy would take -1 for the last row, and say nothing."""
-        # 1. Look at the ids.
-        size = self.config.vocab_size
-        if not all(len(text) for text in texts) or not texts:
+    def _joined(self, texts: Sequence[Sequence[int]], caches: Sequence[KVCache | None]) -> np.ndarray:
+        """Return the ids of all texts in one row. Raises ValueError for ids, or so many ids, that cannot be read.
+
+        Shapes: B texts with T ids in all -> (T,).
+        """
+        # 1. Look at the ids. NumPy would take -1 for the last row, and say nothing.
+        if not (len(texts) and all(map(len, texts))):
             raise ValueError("there are no ids: give each text at least one")
+        ids, size = np.concatenate([np.asarray(text, np.int64) for text in texts]), self.config.vocab_size
         if len(wrong := ids[(ids < 0) | (ids >= size)]):
             raise ValueError(f"id {wrong[0]} is no token of this model: ids go from 0 to {size - 1}")
 
         # 2. Look at the room for them.
-        for text, start, cache in zip(texts, starts, caches, strict=True):
-            room = min(self.config.max_seq_len, cache.max_len if cache else self.config.max_seq_len)
-            if start + len(text) > room:
-                raise ValueError(f"{start + len(text)} tokens are more than the {room} that fit: shorten the text")
-
+        for text, cache in zip(texts, caches, strict=True):
+            start, room = (cache.length, cache.max_len) if cache else (0, self.config.max_seq_len)
+            if (total := start + len(text)) > (room := min(room, self.config.max_seq_len)):
+                raise ValueError(f"{total} tokens are more than the {room} that fit: shorten the text")
+        return ids  # (T,)

@@ -56,9 +56,10 @@ class StoredTensor:
             known = ", ".join(READABLE)
             raise ValueError(f"tensor {self.name!r} holds {self.dtype} numbers: only {known} are read here, convert it")
 
-        # 2. Look at the bytes as numbers. Lowest byte first, whatever this computer prefers.
+        # 2. Look at the bytes as numbers, the lowest byte first. Some old files begin them at an odd address, which
+        # compiled loops cannot read: only these are copied.
         if self.dtype == "F32":
-            return self.data.view("<f4").reshape(self.shape)
+            return np.require(self.data.view("<f4"), requirements="A").reshape(self.shape)
         if self.dtype == "F16":
             return self.data.view("<f2").astype(np.float32).reshape(self.shape)
 
@@ -98,7 +99,9 @@ def _read_header(content: bytes | mmap.mmap) -> tuple[int, dict]:
 
     # 2. Parse it. JSON lets a name occur twice, and the last one win: two readers could see two models in one file.
     header = json.loads(text.decode("utf-8"), object_pairs_hook=_without_twins)
-    header.pop("__metadata__", None)
+    notes = header.pop("__metadata__", {})
+    if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
+        raise ValueError("its __metadata__ must be texts by their names")
     return 8 + length, header
 
 
@@ -144,16 +147,19 @@ def _checked_entry(name: str, entry: object) -> tuple[int, int]:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BYTES:
         raise ValueError(f"tensor {name!r} has dtype {ascii(dtype)[:40]}, which is not known here")
-    whole = [isinstance(list_, list) and all(type(n) is int and 0 <= n < 1 << 62 for n in list_)
-             for list_ in (shape, offsets)]  # fmt: skip
 
     # 2. Hold them against each other. The product is taken of Python's numbers, which have no end to run over.
-    if not all(whole) or len(shape) > 16 or len(offsets) != 2:
+    if not (_are_sizes(shape) and _are_sizes(offsets) and len(offsets) == 2):
         raise ValueError(f"tensor {name!r} has shape {ascii(shape)[:40]} and data_offsets {ascii(offsets)[:40]}")
     begin, end = offsets
     if end - begin != math.prod(shape) * BYTES[dtype]:
         raise ValueError(f"tensor {name!r} of {dtype} {shape} cannot fill the bytes {begin} to {end}")
     return begin, end
+
+
+def _are_sizes(value: object) -> bool:
+    """Return whether a value is a list of whole numbers from 0 on, and short. To Python, True is one too."""
+    return isinstance(value, list) and len(value) <= 16 and all(type(n) is int and 0 <= n < 1 << 62 for n in value)
 
 
 def open_folder(folder: str | Path) -> dict[str, StoredTensor]:

@@ -101,7 +101,6 @@ def keep_top_p(scores: np.ndarray, p: float) -> np.ndarray:
 
     # 2. Drop each whose predecessors have reached p already; the first has none.
     drop = np.cumsum(probs) - probs >= p  # (V,)
-    drop[0] = False
     kept = scores.copy()  # (V,)
     kept[order[drop]] = -np.inf
     return kept  # (V,)

@@ -99,16 +99,17 @@ def _with_its_head(config: ModelConfig, stored: dict[str, StoredTensor]) -> Mode
 
     Some files store a tied head all the same. One that differs is a head of its own, whatever config.json says.
     """
-    # 1. Compare bytes, not numbers: the same bytes are the same head.
+    # 1. Find both.
     table = stored.get("wte.weight" if config.family == "gpt2" else "model.embed_tokens.weight")
     head = stored.get("lm_head.weight")
     if not config.tie_embeddings or head is None or table is None:
         return config
-    if (head.dtype, head.shape) != (table.dtype, table.shape) or memoryview(head.data) != memoryview(table.data):
-        return dataclasses.replace(config, tie_embeddings=False)
-    # 2. Keep one.
-    del stored["lm_head.weight"]
-    return config
+
+    # 2. Compare bytes, not numbers: no memory is taken for it. Keep one of two that are the same.
+    if (head.dtype, head.shape) == (table.dtype, table.shape) and memoryview(head.data) == memoryview(table.data):
+        del stored["lm_head.weight"]
+        return config
+    return dataclasses.replace(config, tie_embeddings=False)
 
 
 def _check_tensors(config: ModelConfig, stored: dict[str, StoredTensor], path: Path) -> None:
@@ -119,14 +120,18 @@ def _check_tensors(config: ModelConfig, stored: dict[str, StoredTensor], path: P
         if name not in rest:
             raise ValueError(f"{path}: tensor {name!r} is missing, but config.json asks for it; {REMEDY}")
         rest.remove(name)
+        _check_tensor(stored[name], want, path)
 
-        # 2. Look at what is there without reading the numbers.
-        have, dtype = stored[name].shape, stored[name].dtype
-        if have != want:
-            raise ValueError(f"{path}: tensor {name!r} has shape {have}, not {want} as in config.json; {REMEDY}")
-        if dtype not in READABLE:
-            raise ValueError(f"{path}: tensor {name!r} holds {dtype} numbers: only {', '.join(READABLE)} are read here")
-
-    # 3. Name what is left over.
+    # 2. Name what is left over.
     if rest:
         raise ValueError(f"{path}: tensor {min(rest)!r} does not belong to what config.json describes; {REMEDY}")
+
+
+def _check_tensor(tensor: StoredTensor, want: tuple[int, ...], path: Path) -> None:
+    """Raise ValueError where a tensor is of another shape than this, or of a format that is not read here."""
+    if tensor.shape != want:
+        have = f"{tensor.name!r} has shape {tensor.shape}"
+        raise ValueError(f"{path}: tensor {have}, not {want} as in config.json; {REMEDY}")
+    if tensor.dtype not in READABLE:
+        known = ", ".join(READABLE)
+        raise ValueError(f"{path}: tensor {tensor.name!r} holds {tensor.dtype} numbers: only {known} are read here")

@@ -272,7 +272,7 @@ def test_generation_uses_no_dropout_even_in_training_mode():
 
 def test_tokens_arrive_one_by_one_and_gradients_work_in_between():
     model, calls = model_of(), []
-    model.final_norm.register_forward_hook(lambda *_: calls.append(1))
+    model.token_embedding.register_forward_hook(lambda *_: calls.append(1))
     stream = generate(model, [1, 2, 3], GREEDY)
     next(stream)
     assert len(calls) == 1 and not torch.is_inference_mode_enabled() and torch.is_grad_enabled()

@@ -15,6 +15,7 @@ from chapters.ch04_positional_encoding import rope_tables
 from chapters.ch07_gpt_model import GPT, GPTConfig
 from chapters.ch08_training import TrainConfig
 from chapters.ch09_config import SamplingConfig
+from chapters.ch09_inference import KVCache
 from tools.shape_notes import ROOT, Traced, trace
 
 B, T, S, C, H, K, D, F, V = 2, 7, 11, 23, 9, 3, 14, 31, 53
@@ -126,6 +127,17 @@ def inference(traced: Traced) -> None:
         next(module.generate(GPT(CONFIG), ids()[0].tolist(), everything))
 
 
+def fused(traced: Traced) -> None:
+    module, model = traced.module, GPT(dataclasses.replace(CONFIG, qk_norm=True))
+    fused_model = module.FusedGPT(model)
+    cache = KVCache(model, B)
+    model(ids(B, S - 1), cache)
+    with torch.no_grad(), traced.sizes(B=B, T=1, C=C, H=H, K=K, D=D, F=F, V=V, S=S):
+        fused_model(ids(B, 1), cache)
+    with torch.no_grad(), traced.sizes(B=B, T=T, V=V):
+        fused_model(ids(B, T), KVCache(model, B))
+
+
 def decoding(traced: Traced) -> None:
     module, text, greedy = traced.module, ids(1)[0].tolist(), SamplingConfig(temperature=0)
     torch.manual_seed(0)
@@ -151,6 +163,7 @@ SCENARIOS = {
     "ch07_gpt_model": model,
     "ch08_data": data,
     "ch09_decoding": decoding,
+    "ch09_fused": fused,
     "ch09_inference": inference,
     "running_example": running_example,
 }
