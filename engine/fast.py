@@ -58,7 +58,7 @@ class FastModel:
 
         # 2. Pack the matrices one at a time: while a model is loaded, little more than the model is in memory.
         self._packed = [pack(quantize(matrix, dtype)) for matrix in _matrices(config, weights)]
-        self._embedding = quantize(weights["model.embed_tokens.weight"], dtype)
+        self._embedding = weights["model.embed_tokens.weight"]
         form, size = DTYPES.index(dtype), kernels.BLOCK_BYTES[DTYPES.index(dtype)]
         plan = np.array([[packed.ctypes.data, form, packed.shape[1] // size, len(packed)] for packed in self._packed])
 
@@ -124,13 +124,12 @@ class FastModel:
         logits = np.empty((scored, len(self._packed[-1]) * PANEL), np.float32)
         scores = machine.aligned_empty((self.threads, kernels.TILE, cache.capacity))
 
-        x = np.ascontiguousarray(self._embedding.rows(ids))
 
         # 2. Let all threads work; then count the tokens as read.
         inputs, buffers, counter = self._room(1 if tokens == 1 else CHUNK)
         numba.set_num_threads(self.threads)
         kernels.step(self.threads, sizes, np.float32(c.norm_eps), self._arrays, cache.arrays, inputs, buffers,
-                     x, scores, logits, counter)
+                     self._embedding[ids], scores, logits, counter)
         cache.length += tokens
         return logits[:, :c.vocab_size]
 

@@ -80,7 +80,6 @@ def _float_block(form: int, builder: ir.IRBuilder, weights: ir.Value, inputs: li
     else:
         words = [builder.zext(_load(builder, weights, 32 * half, SHORTS), INTS) for half in range(2)]
         pair = [builder.bitcast(builder.shl(word, ir.Constant(INTS, [16] * 16)), FLOATS) for word in words]
-
     # 2. Multiply and add.
     for address, totals in zip(inputs, sums, strict=True):
         number = _load(builder, address, 0, F32)
@@ -103,7 +102,6 @@ def _integer_block(form: int, builder: ir.IRBuilder, weights: ir.Value, inputs: 
         for address, dot in zip(inputs, dots, strict=True):
             number = _load(builder, address, 4 * four, I32)
             dot[half] = _call(builder, "llvm.x86.avx512.vpdpbusd.512", INTS, dot[half], word, number)
-
     # 4. Scale the sums: both scales belong to the whole group.
     scales = [builder.fpext(_load(builder, weights, PANEL * half, HALVES), FLOATS) for half in range(2)]
     for address, dot, totals in zip(inputs, dots, sums, strict=True):
@@ -127,7 +125,6 @@ def _panel(builder: ir.IRBuilder, form: int, count: int, arguments: list) -> Non
                        for start, size in ((weights, BLOCK_BYTES), (inputs, INPUT_BYTES)))
         each = [builder.add(first, builder.mul(stride, I64(token))) for token in range(count)]
         emit(form, builder, here, each, sums)
-
     # 3. Write the sums.
     for token, totals in enumerate(sums):
         row = builder.add(out, builder.mul(out_stride, I64(token)))
@@ -142,11 +139,13 @@ def tile(typing, form, count, weights, inputs, stride, blocks, out, out_stride):
     All are int64: from `weights` on, addresses and distances in bytes. One loop is emitted for each case.
     """
     def generate(context, builder, signature, arguments):
-        # 1. Number the cases, and ask for one after the other.
+        # 1. Keep the cases in one place: they are long to compile. Number them, and ask for one after the other.
+        builder.function.attributes.add("noinline")
         case = builder.add(builder.mul(arguments[0], I64(TILE + 1)), arguments[1])
         for number, tokens in itertools.product(range(4), (1, TILE)):
             with builder.if_then(builder.icmp_signed("==", case, I64(number * (TILE + 1) + tokens))):
                 _panel(builder, number, tokens, arguments[2:])
+        # 2. Return nothing, which has a form of its own.
         return context.get_dummy_value()
 
     return types.void(*(types.int64,) * 8), generate
@@ -228,14 +227,16 @@ def prepare(form, x, floats, bytes_, words):
     """
     # 1. Copy floats.
     if form == FP32 or form == BF16:
-        floats[: len(x)] = x
+        for i in range(len(x)):
+            floats[i] = x[i]
         return
     for group in range((len(x) + GROUP - 1) // GROUP):
         # 2. Find the largest number of the group. What fills up the last one is 0.
         part, place, largest = x[group * GROUP : (group + 1) * GROUP], group * (GROUP + 8), np.float32(0)
         for number in part:
             largest = max(largest, abs(number))
-        bytes_[place + len(part) : place + GROUP] = 0
+        for i in range(len(part), GROUP):
+            bytes_[place + i] = 0
         # 3. Round all numbers by it.
         factor, total = np.float32(127) / largest if largest > np.float32(1e-30) else np.float32(0), np.float32(0)
         for i in range(len(part)):
@@ -287,16 +288,16 @@ def rotate(x, cos, sin, interleaved):
 @compiled(fastmath=LOOSE)
 def softmax(x, low, high):
     """Turn scores low … high into shares of 1, and all others into 0, in place."""
-    # 1. Hide what is out of sight.
-    x[:low], x[high:], largest, total = np.float32(0), np.float32(0), x[low], np.float32(0)
+    # 1. Find the largest in sight.
+    largest, total = x[low], np.float32(0)
     for i in range(low, high):
         largest = max(largest, x[i])
-
     # 2. Take the largest off, so that nothing overflows, and divide by the sum.
     for i in range(low, high):
         x[i] = exponential(x[i] - largest)
         total += x[i]
-    x[low:high] /= total
+    for i in range(len(x)):
+        x[i] = x[i] / total if low <= i < high else np.float32(0)
 
 
 @compiled(fastmath=LOOSE)
@@ -322,8 +323,8 @@ def remember(sizes, token, head, qkv, bias, norms, cos, sin, eps, keys, values):
         which = head * group + number if number < group else key if number == group else value
         # 2. Add biases, bring queries and key to length 1, where the model does so; turn them by their position.
         part = qkv[which * size : (which + 1) * size]
-        if len(bias):
-            part += bias[which * size : (which + 1) * size]
+        for i in range(size if len(bias) else 0):
+            part[i] += bias[which * size + i]
         if number <= group:
             # 3. The value alone is left as it is.
             if len(norms):
@@ -345,22 +346,21 @@ def attend(sizes, head, qkv, keys, values, scratch, scores, out):
     # 1. Lay out the room: some queries, and what they find.
     size, group, row = sizes[HEAD_DIM], sizes[HEADS] // sizes[KV_HEADS], 4 * scores.shape[1]
     position, total, width = sizes[POSITION], sizes[TOKENS] * group, values.shape[0] * PANEL
-    queries, found, done = scratch[: TILE * size], scratch[TILE * size :], 0
+    queries, found, done, scale = scratch[: TILE * size], scratch[TILE * size :], 0, np.float32(1 / np.sqrt(size))
     while done < total:
         # 2. Take as many as share one reading, scaled.
         count = TILE if total - done >= TILE else 1
         for i in range(count):
-            token, which = (done + i) // group, head * group + (done + i) % group
-            queries[i * size : (i + 1) * size] = qkv[token, which * size : (which + 1) * size]
-        queries *= np.float32(1 / np.sqrt(size))
+            token, first = (done + i) // group, (head * group + (done + i) % group) * size
+            for j in range(size):
+                queries[i * size + j] = qkv[token, first + j] * scale
         # 3. Compare them with the keys in sight, a panel of positions at a time.
         end = position + (done + count - 1) // group + 1
-        first = max(0, position + done // group + 1 - sizes[WINDOW]) // PANEL
-        for number in range(first, (end + PANEL - 1) // PANEL):
+        start = max(0, position + done // group + 1 - sizes[WINDOW]) // PANEL * PANEL
+        for number in range(start // PANEL, (end + PANEL - 1) // PANEL):
             place, there = keys.ctypes.data + number * size * 4 * PANEL, scores.ctypes.data + number * 4 * PANEL
             panel(FP32, count, place, queries.ctypes.data, 4 * size, size, there, row)
         # 4. Turn the scores into shares. No query sees beyond its own position, or its window.
-        start = first * PANEL
         for i in range(count):
             high = position + (done + i) // group + 1
             softmax(scores[i, start:end], max(0, high - sizes[WINDOW]) - start, high - start)
@@ -371,8 +371,9 @@ def attend(sizes, head, qkv, keys, values, scratch, scores, out):
             panel(FP32, count, place, scores.ctypes.data + 4 * start, row, end - start, there, 4 * width)
         # 6. Hand them over.
         for i in range(count):
-            token, which = (done + i) // group, head * group + (done + i) % group
-            out[token, which * size : (which + 1) * size] = found[i * width : i * width + size]
+            token, first = (done + i) // group, (head * group + (done + i) % group) * size
+            for j in range(size):
+                out[token, first + j] = found[i * width + j]
         done += count
 
 
@@ -392,7 +393,6 @@ def read(form, source, norm, eps, thread, threads, tokens, inputs, scratch, coun
             normalize(x, norm, eps, scratch)
             x = scratch[: len(x)]
         prepare(form, x, inputs[0][row], inputs[1][row], inputs[2][row])
-
     # 3. Let all be ready before one of them is used.
     if tokens > 1:
         meet(counter, threads * (stage + 1))
@@ -407,7 +407,6 @@ def work(thread, threads, sizes, eps, model, cache, inputs, buffers, x, scores, 
     (qkv, found, change, gates, hidden, scratch), none, counter = buffers, norms[0][:0], counter.ctypes.data
     tokens, stage, mine, stride = sizes[TOKENS], 0, scratch[thread], inputs[0].shape[1] * 4
     place, own_heads = inputs[0].ctypes.data, share(sizes[KV_HEADS], thread, threads)
-
     for layer, which in np.ndindex(sizes[LAYERS], MATRICES):
         # 2. Choose: every other matrix reads the stream, the others what the stage before has made.
         stream, matrix = which == QKV or which == GATE_UP, plan[layer * MATRICES + which]
@@ -418,10 +417,10 @@ def work(thread, threads, sizes, eps, model, cache, inputs, buffers, x, scores, 
         out = qkv if which == QKV else gates if which == GATE_UP else change
         first, last = product(matrix, thread, threads, tokens, place, stride, out)
         # 4. Add to the stream what attention or the feed-forward network says; open the gates of the latter.
-        if not stream:
-            x[:, first:last] += change[:tokens, first : min(last, x.shape[1])]
-        elif which == GATE_UP:
-            for token in range(tokens):
+        for token in range(tokens):
+            for i in range(first, 0 if stream else min(last, x.shape[1])):
+                x[token, i] += change[token, i]
+            if which == GATE_UP:
                 swiglu(gates[token], hidden[token], first, last)
         # 5. Remember and look back. A key/value head belongs to one thread, so nobody need wait in between.
         stage += 1
@@ -435,7 +434,6 @@ def work(thread, threads, sizes, eps, model, cache, inputs, buffers, x, scores, 
         if which == QKV:
             stage += 1
             meet(counter, threads * stage)
-
     # 7. Score the vocabulary after the tokens that are asked for.
     matrix, scored = plan[-1], sizes[SCORED]
     read(matrix[FORMAT], x[tokens - scored :], norms[-1], eps, thread, threads, scored, inputs, mine, counter, stage)
