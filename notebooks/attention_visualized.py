@@ -154,8 +154,8 @@ for layer in range(layers):
     print(f"layer {layer} silent: {shown} bits")
 
 # %% [markdown]
-# In this model only the first layer's looking back is needed. Large models spread it over many layers, and a share of
-# attention, however dark the picture, is not yet a proof of use.
+# In this model only the first layer's looking back is needed. A share of attention, however dark the picture, is not
+# yet a proof of use.
 #
 # **To try:** silence two heads that cost little alone. Do they cost little together? Two heads that do the same work
 # hide each other.
