@@ -24,12 +24,12 @@ from chapters.ch07_gpt_model import GPT  # noqa: E402
 GROUPS = {
     "girls": "Lily Mia Anna Ella Kate Lucy",
     "boys": "Tom Ben Sam Max Leo Jack",
+    "people": "king queen prince princess man woman",
     "friends": "Amy Emma Zoe Sue Tim Bob Dan Joe",
     "colours": "red blue green yellow white brown black pink",
     "days": "Monday Tuesday Wednesday Thursday Friday Saturday Sunday",
     "numbers": "two three four five six seven eight nine",
     "animals": "fox bear rabbit mouse duck bird cat dog goat hen",
-    "people": "king queen prince princess man woman",
     "toys": "ball doll drum train car flute bell cart puppet whistle",
     "places": "tree bridge gate wall hill well mill barn pond fence farm school park shop church stone",
     "food": "bread cheese soup pie rice",
@@ -82,7 +82,7 @@ def draw(folder: str, panel, labels: bool) -> None:
         panel.scatter(*here.T, s=16, color=colour, marker=mark, label=group)
         # 3. Write the words, but none over another.
         for word, (x, y) in zip(words.split() if labels else (), here.tolist(), strict=labels):
-            if all(abs(x - a) > 0.09 or abs(y - b) > 0.02 for a, b in written):
+            if all(abs(x - a) > 0.08 or abs(y - b) > 0.018 for a, b in written):
                 panel.annotate(word, (x, y), xytext=(4, 2), textcoords="offset points", fontsize=8, color=colour)
                 written.append((x, y))
     panel.set_title(f"{folder.replace('ladder/step_', 'step ')}: {100 * share:.0f} % of the variance", fontsize=10)
@@ -108,7 +108,8 @@ def main() -> None:
     figure, panels = plt.subplots(1, 4, figsize=(11, 3.3), facecolor="white", layout="constrained")
     for panel, step in zip(panels, (0, 25, 100, 400), strict=True):
         draw(f"ladder/step_{step}", panel, labels=False)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=11, fontsize=8, frameon=False)
+    marks = panels[0].get_legend_handles_labels()
+    figure.legend(*marks, loc="outside lower center", ncols=11, fontsize=8, frameon=False)
     figure.savefig(Path(__file__).with_name("ch03_ladder.svg"), metadata={"Date": None})
 
 
