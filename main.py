@@ -78,21 +78,39 @@ def run_generate(args: argparse.Namespace) -> int:
     given = [*chosen(SamplingConfig, args), *["stop"] * bool(args.stop), *["count"] * (args.count > 1)]
     decoding.check_beside(given)
 
-    # 2. Open the model, and the one that guesses ahead.
+    # 2. Let the engine of Part II compute where that is asked for, and for GPT-2, which the chapters do not build.
+    from engine.__main__ import is_gpt2
+
+    if args.engine == "numpy" or (args.engine is None and is_gpt2(args.model)):
+        return run_on_engine(args, config, decoding)
+
+    # 3. Open the model, and the one that guesses ahead.
     model, tokenizer = open_model(args.model)
     draft = open_draft(decoding, tokenizer)
     from chapters.ch09_decoding import Acceptance, stream_decoded
 
-    # 3. Say the prompt too: the reader wants the whole text. Lines of probabilities begin below it.
+    # 4. Say the prompt too: the reader wants the whole text. Lines of probabilities begin below it.
     for number in range(args.count):
         print(args.prompt, end="\n" if decoding.logprobs else "", flush=True)
         dice, guesses = dataclasses.replace(config, seed=config.seed + number), Acceptance()
         say(stream_decoded(model, tokenizer, args.prompt, dice, decoding, draft, args.stop, guesses))
         print("\n" if number + 1 < args.count else "")
 
-        # 4. Report how good the guesses were.
+        # 5. Report how good the guesses were.
         if draft is not None:
             print(f"({guesses.accepted} of {guesses.guessed} guesses accepted)", file=sys.stderr)
+    return 0
+
+
+def run_on_engine(args: argparse.Namespace, config: SamplingConfig, decoding: DecodingConfig) -> int:
+    """Continue a prompt with the engine, which never loads PyTorch."""
+    if decoding != DecodingConfig():
+        raise ValueError("--beams, --draft and --logprobs need PyTorch: leave them out, or choose --engine torch")
+    from chapters.ch07_hub import model_folder
+    from engine.__main__ import tell
+
+    name = args.model or default_model()
+    tell(name if name.is_file() else model_folder(name), args.prompt, config, args.count, args.stop)
     return 0
 
 
