@@ -119,7 +119,8 @@ for question in questions:
     out = [tokenizer.decode([i]).strip() for i, _ in analogy(rows, a, b, c, k=3)]
     everything = [tokenizer.decode([i]).strip() for i, _ in nearest_tokens(rows, unit[a] - unit[b] + unit[c], k=3)]
     alone = [tokenizer.decode([i]).strip() for i, _ in nearest_tokens(rows, unit[a], k=3, exclude=(a, b, c))]
-    print("{} − {} + {}:".format(*question.split()), *out, "| nothing left out:", *everything, "| first word alone:", *alone)
+    print("{} − {} + {}:".format(*question.split()), *out)
+    print("    nothing left out:", *everything, "  first word alone:", *alone)
 
 # %% [markdown]
 # ## The tokens that nobody uses
