@@ -13,6 +13,7 @@ import statistics
 import time
 
 import matplotlib.pyplot as plt
+import numba
 import numpy as np
 
 from engine import machine
@@ -70,21 +71,22 @@ panel.invert_yaxis()
 # %% [markdown]
 # ## What did the compiler choose?
 #
-# Numba shows the instructions. On an Intel or AMD processor `xmm`, `ymm` and `zmm` are registers for 4, 8 and 16 numbers,
+# Numba shows the instructions of what it has compiled itself; what it finds on disk it only runs. So compile anew. On an Intel or AMD processor `xmm`, `ymm` and `zmm` are registers for 4, 8 and 16 numbers,
 # `vfmadd…ps` multiplies and adds whole registers, `…ss` a single number.
 
 # %%
 def instructions(loops) -> dict[str, int]:
-    text = "\n".join(loops.inspect_asm().values())
+    fresh = numba.njit(fastmath=loops.targetoptions.get("fastmath", False))(loops.py_func)
+    fresh(a, b, np.zeros_like(a))
+    text = "\n".join(fresh.inspect_asm().values())
     kinds = {"multiply-add, one number": r"\bvfmadd\w*ss\b", "multiply-add, 4": r"\bvfmadd\w*ps\b.*xmm",
              "multiply-add, 8": r"\bvfmadd\w*ps\b.*ymm", "multiply-add, 16": r"\bvfmadd\w*ps\b.*zmm",
              "multiply alone": r"\bvmul[sp]s\b", "add alone": r"\bvadd[sp]s\b"}
     return {kind: len(re.findall(pattern, text)) for kind, pattern in kinds.items()}
 
 
-if machine.HAS_NUMBA:
-    for name, loops in (("i-j-k", ladder._ijk), ("i-k-j", ladder._ikj), ("dot products", ladder._dot)):
-        print(name, {kind: count for kind, count in instructions(loops).items() if count})
+for name, loops in (("i-j-k", ladder._ijk), ("i-k-j", ladder._ikj), ("dot products", ladder._dot)):
+    print(name, {kind: count for kind, count in instructions(loops).items() if count})
 
 # %% [markdown]
 # i-j-k multiplies and adds one number at a time. The other two have whole registers, and single numbers only for what
@@ -119,7 +121,7 @@ panel.legend(frameon=False)
 # A `min` in the bound of the inner loop looks harmless. Run it, then look at its instructions.
 
 # %%
-@machine.compiled(fastmath={"contract"})
+@numba.njit(fastmath={"contract"})
 def strips(a, b, out):
     for first in range(0, out.shape[1], 64):
         for i in range(out.shape[0]):
@@ -130,8 +132,7 @@ def strips(a, b, out):
 
 works = {"i-k-j": lambda: ladder._ikj(a, b, np.zeros_like(a)), "with min": lambda: strips(a, b, np.zeros_like(a))}
 print({name: f"{value:.3g} GFLOP/s" for name, value in gigaflops(works, dict.fromkeys(works, 2 * SIZE**3), 3).items()})
-if machine.HAS_NUMBA:
-    print("with min", {kind: count for kind, count in instructions(strips).items() if count})
+print("with min", {kind: count for kind, count in instructions(strips).items() if count})
 
 # %% [markdown]
 # Now you: cut the strip out first (`row, part = out[i, first:first + 64], b[k, first:first + 64]`), loop over
