@@ -71,8 +71,9 @@ panel.invert_yaxis()
 # %% [markdown]
 # ## What did the compiler choose?
 #
-# Numba shows the instructions of what it has compiled itself; what it finds on disk it only runs. So compile anew. On an Intel or AMD processor `xmm`, `ymm` and `zmm` are registers for 4, 8 and 16 numbers,
-# `vfmadd…ps` multiplies and adds whole registers, `…ss` a single number.
+# Numba shows the instructions of what it has compiled itself; what it finds on disk it only runs. So compile anew.
+# On an Intel or AMD processor `xmm`, `ymm` and `zmm` are registers for 4, 8 and 16 numbers, `vfmadd…ps` multiplies and
+# adds whole registers, `…ss` a single number.
 
 # %%
 def instructions(loops) -> dict[str, int]:
@@ -94,15 +95,15 @@ for name, loops in (("i-j-k", ladder._ijk), ("i-k-j", ladder._ikj), ("dot produc
 #
 # ## The size of the matrices
 #
-# Small products do not reach the speed of large ones: copying into panels must pay off first.
+# Small products do not reach the speed of large ones: waking the cores and copying into panels must pay off first.
 
 # %%
 sizes = (16, 32, 64, 128, 256, 512)
-curves = {"dot products": [], "vector tiles": [], "NumPy": []}
+curves = {"dot products": [], "all cores": [], "NumPy, all cores": []}
 for size in sizes:
     p, q = random.standard_normal((2, size, size), dtype=np.float32)
     works = {"dot products": lambda p=p, q=q: ladder.matmul_dot(p, q.T),
-             "vector tiles": lambda p=p, q=q: ladder.matmul_packed(p, q), "NumPy": lambda p=p, q=q: p @ q}
+             "all cores": lambda p=p, q=q: ladder.matmul_threads(p, q), "NumPy, all cores": lambda p=p, q=q: p @ q}
     for name, value in gigaflops(works, dict.fromkeys(works, 2 * size**3), rounds=15).items():
         curves[name].append(value)
 
