@@ -61,9 +61,11 @@ def main() -> None:
     # 2. Take turns.
     runs = [(watched(lambda: model.forward(ids)), watched(write())) for _ in range(ROUNDS + 1)][1:]
     rows = [["work", "products", "milliseconds", "in products with weights"]]
-    for name, all_of_it in zip((f"read {PROMPT} tokens at once", "write one token"), zip(*runs, strict=True), strict=True):
-        whole, share = (statistics.median(values) for values in zip(*((w, p / w) for w, p, _ in all_of_it), strict=True))
-        rows.append([name, str(all_of_it[0][2]), f"{1000 * whole:.2g}", f"{100 * share:.0f} %"])
+    names = (f"read {PROMPT} tokens at once", "write one token")
+    for name, results in zip(names, zip(*runs, strict=True), strict=True):
+        whole = statistics.median(seconds for seconds, _, _ in results)
+        share = statistics.median(part / seconds for seconds, part, _ in results)
+        rows.append([name, str(results[0][2]), f"{1000 * whole:.2g}", f"{100 * share:.0f} %"])
     write_table("product_share", rows)
 
 
