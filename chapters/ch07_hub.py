@@ -11,21 +11,17 @@ answer comes within seconds and says how to bring the folder here.
 """
 
 import json
-import queue
 import re
-import threading
 from pathlib import Path
 
 from chapters.ch07_families import config_from_hf
+from corpora.readers import PATIENCE, answer_in_time
 
 # The small files of a model, which say what it is; and the large ones, fetched once the small ones are understood.
 TEXTS = [
     "config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
 ]
 NUMBERS = ["model.safetensors", "model-*.safetensors"]
-
-# How many seconds to wait for the hub's first word. A download itself may take as long as it takes.
-PATIENCE = 3.0
 
 
 def model_folder(name: str | Path) -> Path:
@@ -71,41 +67,25 @@ def model_folder(name: str | Path) -> Path:
 def _ask_hub(name: str) -> None:
     """Return once the hub has said that it has this model; raise the error to show where it has not.
 
-    A library that waits without end, and tries five times, is right for a download and wrong for a question.
-    The question is asked in a thread of its own: without a network, some machines look for the hub's address
-    for longer than anybody waits, and nothing stops them.
+    Not even this small question is left to the library alone: it would try five times, and wait without end.
     """
-    # 1. Ask, and have whatever comes back laid on a table: an error that is raised in a thread reaches nobody
-    # outside of it.
+    # 1. Ask, but do not wait for long.
     from huggingface_hub import HfApi, errors
 
-    answers: queue.SimpleQueue = queue.SimpleQueue()
-
-    def ask() -> None:
-        """Put the hub's answer, or the error in its place, on the table."""
-        try:
-            answers.put(HfApi().model_info(name, timeout=PATIENCE))
-        except Exception as error:
-            answers.put(error)
-
-    # 2. Wait for it, but not for long. The thread that still waits then ends with the program.
-    threading.Thread(target=ask, daemon=True).start()
     try:
-        answer = answers.get(timeout=PATIENCE)
-    except queue.Empty:
-        answer = TimeoutError(f"no answer in {PATIENCE:g} seconds")
+        answer_in_time(lambda: HfApi().model_info(name, timeout=PATIENCE), PATIENCE)
 
-    # 3. Tell a model that is not there from a hub that is not: the reader mends the one by spelling, the other
+    # 2. Tell a model that is not there from a hub that is not: the reader mends the one by spelling, the other
     # by a cable.
-    if isinstance(answer, errors.RepositoryNotFoundError):
+    except errors.RepositoryNotFoundError:
         raise ValueError(
             f"the hub shows no model {name!r}: check the name, and log in with `hf auth login` if it is not open to all"
-        )
-    if isinstance(answer, Exception):
+        ) from None
+    except Exception as error:
         raise ConnectionError(
-            f"{name!r} is not on this disk and the hub cannot be reached ({_first_line(answer)}): where there is a "
+            f"{name!r} is not on this disk and the hub cannot be reached ({_first_line(error)}): where there is a "
             f"network, type `hf download {name} --local-dir FOLDER`, bring FOLDER here and name it in place of {name}"
-        )
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

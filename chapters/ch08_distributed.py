@@ -17,8 +17,10 @@ import contextlib
 import copy
 import dataclasses
 import datetime
+import json
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,6 +57,25 @@ def part_of(everything: Tensor, like: Tensor) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(everything.detach(), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def hear_all(said: Any, group: dist.ProcessGroup) -> list:
+    """Return what each process says, in the order of their ranks: a number, a text, None, lists and dicts of them.
+
+    All processes must ask at the same time. What is said travels as JSON, letters that can only be read. A pickle,
+    which is how Python objects usually travel, can also make its reader do things. A number arrives as it was, to its
+    last bit. Raises TypeError for what JSON cannot say.
+    """
+    # 1. Write it down, and hear how long everybody's text is.
+    letters = torch.frombuffer(bytearray(json.dumps(said).encode()), dtype=torch.uint8)
+    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(group.size())]
+    dist.all_gather(lengths, torch.tensor([len(letters)]), group=group)
+
+    # 2. Send sheets of one size: fill the shorter ones up.
+    sheet = nn.functional.pad(letters, (0, max(lengths).item() - len(letters)))
+    sheets = [torch.empty_like(sheet) for _ in lengths]
+    dist.all_gather(sheets, sheet, group=group)
+    return [json.loads(bytes(sheet[:length].tolist())) for sheet, length in zip(sheets, lengths, strict=True)]
 
 
 class Alone:
@@ -111,7 +132,10 @@ class Alone:
         return flag
 
     def ask_first(self, function: Callable, *args: Any, **options: Any) -> Any:
-        """Return, everywhere, what the function says in the first process: only that one calls it."""
+        """Return, everywhere, what the function says in the first process: only that one calls it.
+
+        What it says is a number, a text, None, or lists and dicts of these.
+        """
         return function(*args, **options)
 
     def assemble(self, begin: Callable, join: Callable) -> Any:
@@ -185,9 +209,8 @@ class Ranks(Alone):
 
         An error ends the first process; the others then notice that it is gone, and end as well.
         """
-        answer = [function(*args, **options) if self.first else None]
-        dist.broadcast_object_list(answer, src=0, group=self.waiting_room)
-        return answer[0]
+        answer = function(*args, **options) if self.first else None
+        return hear_all(answer, self.waiting_room)[0]
 
     def assemble(self, begin: Callable, join: Callable) -> Any:
         """Let the first process begin, and the others join it.
@@ -196,7 +219,7 @@ class Ranks(Alone):
         """
         # 1. Begin. What others join must be there, complete, on the disk.
         run, problem = begin() if self.first else None, None
-        folder = self.ask_first(lambda: run.folder)
+        folder = Path(self.ask_first(lambda: str(run.folder)))
         try:
             # 2. Join it, but keep a problem until all can hear of it.
             run = run if self.first else join(folder)
@@ -204,10 +227,8 @@ class Ranks(Alone):
             problem = f"process {self.rank} cannot join the run: {error}"
 
         # 3. Hear whether all are there.
-        problems = [None] * self.size
-        dist.all_gather_object(problems, problem, group=self.waiting_room)
-        if any(problems):
-            raise ValueError(next(filter(None, problems)))
+        if problems := [words for words in hear_all(problem, self.waiting_room) if words]:
+            raise ValueError(problems[0])
         print(f"Team   {self.size} processes share each batch" + (" and the model" if self.flags else ""))
         return run
 
@@ -316,7 +337,7 @@ def team_of_processes(shard: bool = False) -> Iterator[Alone]:
         return
     # 2. Meet the others. Small numbers travel between processors everywhere.
     device = own_device()
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    meet("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield Shards(device) if shard else Ranks()
     # 3. Say in one line that somebody is missing; his own words say why.
@@ -327,6 +348,20 @@ def team_of_processes(shard: bool = False) -> Iterator[Alone]:
                          "this line, and the last checkpoint is as it was") from error
     finally:
         dist.destroy_process_group()
+
+
+def meet(backend: str) -> None:
+    """Bring the processes together at the address and port that `torchrun` told each of them.
+
+    Raises ValueError where nobody can meet: the port belongs to another program or to the system, or is none at all.
+    """
+    try:
+        dist.init_process_group(backend, timeout=PATIENCE)
+    except (ValueError, dist.DistError) as error:
+        place = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the processes cannot meet at {place} ({reason}): the port must be free, from 1024 to 65535; "
+                         "give torchrun another --master-port, or --standalone, which finds one") from error
 
 
 def own_device() -> torch.device:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 
+from chapters.ch07_config import GPTConfig, count_parameters, memory_bytes
 from chapters.ch08_config import TrainConfig
 
 # Below this many rows a run is over before a compiler has earned back its own time.
@@ -36,6 +37,18 @@ def check_memory(num_bytes: int, device: torch.device, sizes: str) -> None:
     except RuntimeError:
         raise ValueError(f"{sizes} need {num_bytes / 2**30:,.1f} GiB at least, and this machine does not have them: "
                          "choose smaller sizes") from None
+
+
+def check_machine(model: GPTConfig, train: TrainConfig) -> None:
+    """Raise ValueError where the machine has not the memory that training takes in any case.
+
+    Weights, gradients and averages, and the scores of one batch; what else a step needs, nobody knows beforehand.
+    A model that is too large would otherwise be noticed only once the text has been tokenized.
+    """
+    scores = 4 * train.batch_size * model.max_seq_len * model.vocab_size
+    needed = memory_bytes(model, model.max_seq_len)["training_fp32"] + scores
+    sizes = f"{count_parameters(model)['total']:,} parameters and batches of {train.batch_size}"
+    check_memory(needed, choose_device(), sizes)
 
 
 def has_native_bf16(device: torch.device) -> bool:

@@ -22,6 +22,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,23 @@ class StoredRows(TokenRows):
         ends = np.fromfile(store.folder / f"{side}.ends", "<i8")
         self.num_bytes = store.about[side]["bytes"]
         self.cut(tokens, ends, context)
+
+
+def check_text(data: str, corpus: Corpus, tokenizer: BPETokenizer, context: int) -> None:
+    """Raise ValueError where the text to learn from does not fill a single row: most of each would be padding.
+
+    Nothing has been written then, not even tokens. `data` is how the text was asked for, and `context` the tokens
+    of a row.
+    """
+    # 1. Count the tokens as they would be stored, but no more of them than are needed to know.
+    texts = (document.text for document in corpus.documents() if document.side == TRAIN)
+    tokens = (token for text in texts for token in chain(tokenizer.encode_iterable([text]), [tokenizer.eot_id]))
+    there = sum(1 for _ in islice(tokens, context))
+
+    # 2. Name both numbers: one of them has to change.
+    if there < context:
+        raise ValueError(f"--data {data}: {there} tokens to learn from do not fill one context of {context}; "
+                         "give more text, or a smaller --max-seq-len")
 
 
 def open_store(cache: Path, corpus: Corpus, tokenizer: BPETokenizer) -> TokenStore:

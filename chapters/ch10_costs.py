@@ -14,7 +14,21 @@ from pathlib import Path
 import torch
 
 from chapters.ch02_writing import write_atomically
-from chapters.ch07_config import GPTConfig, memory_bytes
+from chapters.ch07_config import GPTConfig, count_parameters, flops_per_token, memory_bytes
+
+
+def describe(config: GPTConfig) -> list[str]:
+    """Return the lines that say what follows from a model's sizes: parameters by part, work and memory."""
+    # 1. List the parts, and the share of each.
+    parts, context = count_parameters(config), config.max_seq_len
+    lines = [f"  {part:14} {number:>13,} parameters {number / parts['total']:7.1%}" for part, number in parts.items()]
+
+    # 2. List what they cost.
+    for kind, flops in flops_per_token(config, context).items():
+        lines.append(f"  {kind:14} {flops / 1e6:>13,.1f} million operations per token at a context of {context}")
+    for kind, size in memory_bytes(config, context).items():
+        lines.append(f"  {kind:14} {size / 2**20:>13,.1f} MiB")
+    return lines
 
 
 def peak_memory(device: torch.device) -> int | None:

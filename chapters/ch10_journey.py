@@ -2,13 +2,16 @@
 
 Every step is a chapter; this file calls them in order and tells the reader what happens. A run folder keeps
 all that is needed to repeat or to continue the run, and everything the run has shown.
+
+What could only fail later is asked first: whether the text fills a row, the machine has the memory, the model can be
+saved. A mistake then costs seconds, and leaves nothing behind. The answers stand where they are known, in the
+modules of chapters 7 and 8.
 """
 
 import dataclasses
 import json
 import sys
 import time
-from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -17,12 +20,12 @@ from tqdm import tqdm
 from chapters.ch02_tokenization import BPETokenizer
 from chapters.ch02_writing import append_durably, write_atomically
 from chapters.ch07_families import family_of
-from chapters.ch07_gpt_model import GPT, GPTConfig, count_parameters, memory_bytes
+from chapters.ch07_gpt_model import GPT, GPTConfig, count_parameters
 from chapters.ch08_checkpoint import same_dice
 from chapters.ch08_distributed import ALONE, Alone
 from chapters.ch08_run import draw_loss_curve, new_run_folder, read_metrics, write_card
-from chapters.ch08_scale import check_memory, choose_device, tokens_per_second
-from chapters.ch08_store import TokenStore, open_store
+from chapters.ch08_scale import check_machine, tokens_per_second
+from chapters.ch08_store import TokenStore, check_text, open_store
 from chapters.ch08_training import TrainConfig, Trainer, bits_per_byte
 from chapters.ch09_inference import SamplingConfig, generate_batch, stream_story
 from chapters.ch10_costs import clock, write_costs
@@ -347,32 +350,3 @@ class Journey:
             for piece in stream_story(self.model, self.tokenizer, "", SamplingConfig(seed=number)):
                 print(piece, end="", flush=True)
             print()
-
-
-def check_machine(model: GPTConfig, train: TrainConfig) -> None:
-    """Raise ValueError where the machine has not the memory that training takes in any case.
-
-    Weights, gradients and averages, and the scores of one batch; what else a step needs, nobody knows beforehand.
-    A model that is too large would otherwise be noticed only once the text has been tokenized.
-    """
-    scores = 4 * train.batch_size * model.max_seq_len * model.vocab_size
-    needed = memory_bytes(model, model.max_seq_len)["training_fp32"] + scores
-    sizes = f"{count_parameters(model)['total']:,} parameters and batches of {train.batch_size}"
-    check_memory(needed, choose_device(), sizes)
-
-
-def check_text(data: str, corpus: Corpus, tokenizer: BPETokenizer, context: int) -> None:
-    """Raise ValueError where the text to learn from does not fill a single row: most of each would be padding.
-
-    Nothing has been written then, not even tokens. `data` is how the text was asked for, and `context` the tokens
-    of a row.
-    """
-    # 1. Count the tokens as they would be stored, but no more of them than are needed to know.
-    texts = (document.text for document in corpus.documents() if document.side == TRAIN)
-    tokens = (token for text in texts for token in chain(tokenizer.encode_iterable([text]), [tokenizer.eot_id]))
-    there = sum(1 for _ in islice(tokens, context))
-
-    # 2. Name both numbers: one of them has to change.
-    if there < context:
-        raise ValueError(f"--data {data}: {there} tokens to learn from do not fill one context of {context}; "
-                         "give more text, or a smaller --max-seq-len")

@@ -16,8 +16,10 @@ import importlib
 import io
 import json
 import os
+import queue
 import sys
 import sysconfig
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +31,9 @@ END_OF_TEXT = "<|endoftext|>"
 # Bytes read from a file at a time; and the length in characters from which a document comes in parts, and theirs. So
 # a file without marks may be larger than the memory, and still there are parts enough to hold one in twenty out.
 BLOCK_BYTES, LONGEST_DOCUMENT, PART_CHARACTERS = 1 << 20, 1 << 24, 1 << 18
+
+# How many seconds to wait for the hub's first word. A download itself may take as long as it takes.
+PATIENCE = 3.0
 
 # Folders of the standard library that hold other people's packages, tests, or what is no source.
 NOT_THE_LIBRARY = {
@@ -227,13 +232,43 @@ def hub_rows(data: str, name: str, split: str) -> Iterator[dict]:
     datasets, hub = (optional(module, "datasets", data) for module in ("datasets", "huggingface_hub"))
     try:
         if not Path(name).is_dir():
-            hub.HfApi().dataset_info(name, timeout=3)
+            answer_in_time(lambda: hub.HfApi().dataset_info(name, timeout=PATIENCE), PATIENCE)
 
         # 2. Take what comes, and turn every kind of failure into one line.
         yield from datasets.load_dataset(name, split=split, streaming=True)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"--data {data}: {reason}; check name, split and network, or give a file") from error
+
+
+def answer_in_time(question: Callable[[], object], seconds: float) -> object:
+    """Return what a question to the network is answered, or raise what it raises; TimeoutError where nothing comes.
+
+    A library that waits without end, and tries five times, is right for a download and wrong for a question.
+    The question is asked in a thread of its own: a hub that sends one letter a second never breaks a library's
+    limit, and without a network some machines look for an address for longer than anybody waits.
+    """
+    # 1. Have whatever comes back laid on a table: an error that is raised in a thread reaches nobody outside of it.
+    answers: queue.SimpleQueue = queue.SimpleQueue()
+
+    def ask() -> None:
+        """Put the answer, or the error in its place, on the table."""
+        try:
+            answers.put((question(), None))
+        except Exception as error:
+            answers.put((None, error))
+
+    # 2. Wait for it, but not for long. The thread that still waits then ends with the program.
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer, error = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer in {seconds:g} seconds") from None
+
+    # 3. Hand it over.
+    if error is not None:
+        raise error
+    return answer
 
 
 def python_library() -> Source:

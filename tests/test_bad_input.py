@@ -180,6 +180,33 @@ def test_a_folder_that_is_closed_to_us_is_named(refused, here):
     says(refused("train", "--data", "text.txt", "--runs", closed, *SMALL), "closed", "Permission denied", "mend")
 
 
+def may_open(port: int) -> bool:
+    """Return whether the system lets us open a port."""
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except PermissionError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("port", "words"), [
+    ("taken", ["address already in use"]), ("70000", ["from 0 to 65535"]), ("-1", ["from 0 to 65535"]),
+    ("many", ["invalid literal"]), ("", ["MASTER_PORT"]),
+    ("1", ["permission denied"]),
+])
+def test_a_port_where_processes_cannot_meet_is_refused(port, words, refused, monkeypatch):
+    if port == "1" and may_open(1):
+        pytest.skip("low ports are open to root, and to everybody on some systems")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1]) if port == "taken" else port
+        torchruns = {"TORCHELASTIC_RUN_ID": "test", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0",
+                     "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in torchruns.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+        says(refused("train", "--data=text.txt"), f"cannot meet at 127.0.0.1:{port} ", *words, "--master-port")
+
+
 # What is read to learn from
 
 
@@ -465,7 +492,7 @@ def no_network(request, tmp_path):
 def typed(*command: str, **surroundings: str) -> subprocess.CompletedProcess:
     """Type a command, as a reader does."""
     return subprocess.run([sys.executable, "main.py", *command], cwd=ROOT, env=os.environ | surroundings,
-                          capture_output=True, text=True, encoding="utf-8", timeout=60)
+                          capture_output=True, text=True, encoding="utf-8", timeout=600)
 
 
 def test_a_name_of_the_hub_without_a_network_names_the_way_without_one(no_network, here):

@@ -28,7 +28,7 @@ MAY_IMPORT = {
 OURS = set(MAY_IMPORT) - {"main.py"} | {"main", "tests", "conftest"}
 ENGINE_MAY_IMPORT = {"engine", "numpy", "numba", "regex"} | sys.stdlib_module_names
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
-PICKLE_CALLS = r"torch\.(load|save|serialization)\b|allow_pickle=True"
+PICKLE_CALLS = r"torch\.(load|save|serialization)\b|allow_pickle=True|\b(all_)?gather_object\b|\w+_object_list\b"
 
 
 def imports(name: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -100,6 +100,8 @@ def test_each_module_imports_only_what_stands_before_it(name: str):
         ("main.py", "import pickle"),
         ("chapters/ch08_training.py", "import torch\nx = torch.load('x')"),
         ("chapters/ch08_training.py", "import numpy as np\nx = np.load('x', allow_pickle=True)"),
+        ("chapters/ch08_training.py", "import torch.distributed as dist\ndist.broadcast_object_list([1], src=0)"),
+        ("chapters/ch08_training.py", "from torch.distributed import all_gather_object\nall_gather_object([], 1)"),
     ],
 )
 def test_each_forbidden_import_is_found(name: str, source: str):

@@ -81,7 +81,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, text):
         time.sleep(0.2)
     time.sleep(1)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=600)
     assert process.returncode == 130
     assert f"main.py train --resume {tmp_path / 'little-tiny'}" in out
     assert (tmp_path / "little-tiny" / "checkpoint" / "state.safetensors").exists()

@@ -1,5 +1,6 @@
 """Chapter 7, the hub: ORG/NAME is downloaded once, only what is needed of it; without a network the answer is clear."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -7,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -156,7 +158,7 @@ def generate(address: str, home: Path, name: str = "org/tiny", offline: str = "0
                                  "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
     command = [sys.executable, "main.py", "generate", "--model", name, "--prompt", "the cat", "--max-new-tokens", "5",
                "--temperature", "0"]
-    return subprocess.run(command, cwd=ROOT, env=surroundings, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, cwd=ROOT, env=surroundings, capture_output=True, text=True, timeout=600)
 
 
 def test_generate_downloads_a_model_by_name_and_runs_it_later_without_a_network(hub, tmp_path):
@@ -182,14 +184,27 @@ def test_a_hub_that_refuses_and_one_without_the_model_end_in_one_line_each(hub, 
         assert words in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
 
 
-def test_a_hub_that_never_answers_is_given_up_after_a_moment(monkeypatch, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setattr(ch07_hub, "PATIENCE", 0.2)
+def drip(server: socket.socket) -> None:
+    """Answer one visitor letter by letter, each long before anybody's limit, and never come to an end."""
+    with contextlib.suppress(OSError):
+        visitor = server.accept()[0]
+        visitor.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n")
+        for _ in range(500):
+            visitor.sendall(b" ")
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("answer", "words"), [(None, "cannot be reached"), (drip, "no answer in 0.3 seconds")])
+def test_a_hub_that_never_comes_to_an_end_is_given_up_after_a_moment(answer, words, monkeypatch, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        if answer:
+            threading.Thread(target=answer, args=(server,), daemon=True).start()
+        monkeypatch.setattr(ch07_hub, "PATIENCE", 0.3)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        with pytest.raises(ConnectionError, match="hf download org/tiny --local-dir FOLDER"):
+        with pytest.raises(ConnectionError, match=f"{words}.*hf download org/tiny --local-dir FOLDER"):
             model_folder("org/tiny")
 
 

@@ -7,6 +7,7 @@ The processes are started as a test starts, by a fresh Python that imports this 
 import copy
 import dataclasses
 import json
+import math
 import os
 import socket
 from pathlib import Path
@@ -21,7 +22,7 @@ from chapters import ch08_distributed
 from chapters.ch02_tokenization import BPETokenizer
 from chapters.ch07_gpt_model import GPT
 from chapters.ch08_checkpoint import read_checkpoint
-from chapters.ch08_distributed import ALONE, Alone, Ranks, own_device, part_of, team_of_processes, whole
+from chapters.ch08_distributed import ALONE, Alone, Ranks, hear_all, own_device, part_of, team_of_processes, whole
 from chapters.ch08_training import TokenRows, TrainConfig, Trainer
 from tests.chapters.conftest import DOCUMENTS, QUICK, SMALL
 
@@ -154,8 +155,19 @@ def work_join(team: Alone, folder: Path) -> None:
     keep(team, folder, "joined", [str(run.folder), str(caught.value), team.ask_first(lambda: team.rank)])
 
 
+# What one process may have to tell another: numbers to their last bit, letters, nothing, a text longer than theirs.
+SAID = [[0.1 + 0.2, -0.0, 5e-324, 1.7976931348623157e308, float("inf")], "Bär läßt 国王\n" * 50, None,
+        {"a": [True, 2**70]}]
+
+
+def work_tell_each_other(team: Alone, folder: Path) -> None:
+    heard = [hear_all(SAID[number + team.rank], team.waiting_room) for number in range(len(SAID) - 1)]
+    asked = [team.ask_first(lambda words=words: words if team.first else "the second was asked") for words in SAID]
+    keep(team, folder, "heard", [heard, asked])
+
+
 WORKS = [work_steps, work_resume_what_one_process_saved, work_train_to_the_end, work_stop_when_one_is_asked_to,
-         work_throw_own_dice, work_explode, work_average_as_ddp, work_join]
+         work_throw_own_dice, work_explode, work_average_as_ddp, work_join, work_tell_each_other]
 
 
 def process(rank: int, shard: bool, ports: list[int], folder: Path) -> None:
@@ -300,6 +312,18 @@ def test_a_process_that_cannot_join_ends_the_run_in_one_line_everywhere(together
         folder, line, asked = told(together, "joined", rank)
         assert folder == str(together) and asked == 0
         assert line == f"process 1 cannot join the run: {together} is not on this disk"
+
+
+def test_what_a_process_says_is_heard_by_all_to_the_last_bit(together):
+    for rank in range(SIZE):
+        heard, asked = told(together, "heard", rank)
+        assert heard == [[SAID[number], SAID[number + 1]] for number in range(len(SAID) - 1)] and asked == SAID
+        assert math.copysign(1, asked[0][1]) == -1
+
+
+def test_what_json_cannot_say_is_refused_before_anybody_waits_for_it():
+    with pytest.raises(TypeError, match="Path"):
+        hear_all(Path("run"), group=None)
 
 
 def test_a_process_that_ends_is_missed_by_the_others(together):

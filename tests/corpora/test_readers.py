@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import sys
+import threading
 import tracemalloc
 import types
 from pathlib import Path
@@ -243,6 +244,15 @@ def test_without_a_network_one_question_is_asked_and_answered_in_one_line(hub):
     hub(lambda *_, **__: pytest.fail("asked on")).api.dataset_info = no_route
     with pytest.raises(ValueError, match="--data hf:x: ConnectionError: no route; check name, split and network"):
         read("hf:x")
+
+
+def test_a_hub_that_never_answers_is_given_up_after_a_moment(hub, monkeypatch):
+    never = threading.Event()
+    monkeypatch.setattr(readers, "PATIENCE", 0.1)
+    hub(lambda *_, **__: pytest.fail("asked on")).api.dataset_info = lambda name, timeout: never.wait(60)
+    with pytest.raises(ValueError, match="--data hf:x: TimeoutError: no answer in 0.1 seconds; check name, split"):
+        read("hf:x")
+    assert not never.is_set()
 
 
 def test_what_goes_wrong_at_the_hub_is_one_line(hub):

@@ -1,0 +1,189 @@
+"""Generation: the greedy text of chapter 9, streamed without split letters; batches are many texts made alone."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chapters.ch02_tokenization import BPETokenizer
+from chapters.ch07_gpt_model import GPT
+from chapters.ch09_config import SamplingConfig as ChapterConfig
+from chapters.ch09_inference import stream_story
+from engine import Engine, load_model
+from engine.generation import TextStream, next_tokens
+from engine.model import Model
+from engine.sampling import SamplingConfig
+from engine.weights import load_weights
+from tests.chapters.test_ch07_published import theirs_of
+from tests.engine.test_model import KINDS, STORYTELLER, open_model, publish_any, some_ids
+
+GREEDY = {"temperature": 0.0}
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    """The storyteller, on plain NumPy."""
+    return load_model(STORYTELLER, fast=False)
+
+
+@pytest.mark.parametrize("prompt", ["Once upon a time", "", "The cat\n", "Ünïcödé, 日本 🎈"])
+def test_the_storyteller_tells_what_the_chapters_tell(engine, prompt):
+    model, tokenizer = GPT.from_pretrained(STORYTELLER), BPETokenizer.load(STORYTELLER)
+    theirs = "".join(stream_story(model, tokenizer, prompt, ChapterConfig(temperature=0, max_new_tokens=80)))
+    assert "".join(engine.generate(prompt, max_new_tokens=80, **GREEDY)) == theirs
+
+
+def test_the_small_model_of_llama2c_tells_its_known_story():
+    data = os.environ.get("BOOK_TEST_DATA")
+    if not data or not (path := Path(data) / "stories260K" / "stories260K.bin").exists():
+        pytest.skip("needs stories260K.bin below the folder that BOOK_TEST_DATA names")
+    known = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
+    teller = load_model(path, fast=False)
+    assert "".join(teller.generate("", max_new_tokens=60, **GREEDY)).startswith(known)
+    assert "".join(teller.generate("Once upon a time", max_new_tokens=60, **GREEDY)).startswith(known[16:])
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_published_model_continues_as_in_transformers(name, tmp_path):
+    prompt, folder = some_ids(13), publish_any(name, tmp_path, torch.bfloat16)
+    theirs = theirs_of(folder).generate(torch.from_numpy(prompt)[None], max_new_tokens=50, do_sample=False,
+                                        attention_mask=torch.ones(1, 13), pad_token_id=0)[0, 13:].tolist()
+    drawn = list(next_tokens(open_model(folder), [prompt.tolist()], SamplingConfig(temperature=0.0, max_new_tokens=50)))
+    assert drawn == [*((0, token) for token in theirs), (0, None)]
+
+
+@pytest.mark.parametrize("options", [GREEDY, {"temperature": 1.2, "repetition_penalty": 1.3, "top_p": 0.9, "seed": 5}])
+def test_a_batch_of_unequal_prompts_says_what_each_says_alone(engine, options):
+    prompts, told = ["The cat", "", "Once upon a time there was a little dog who", "A"], {}
+    for number, piece in engine.generate_batch(prompts, max_new_tokens=40, stop=["."], **options):
+        told[number] = told.get(number, "") + piece
+    for number, prompt in enumerate(prompts):
+        alone = options | {"seed": options.get("seed", 0) + number}
+        assert told[number] == "".join(engine.generate(prompt, max_new_tokens=40, stop=["."], **alone))
+
+
+def test_one_seed_tells_one_story_and_another_seed_another(engine):
+    told = ["".join(engine.generate("Once", max_new_tokens=20, temperature=1.0, seed=seed)) for seed in (3, 3, 4)]
+    assert told[0] == told[1] != told[2]
+
+
+class Fixed:
+    """A model that says the same ids again and again, whatever it reads."""
+
+    def __init__(self, ids, vocab_size=1123, context=50):
+        self.ids, self.reads = ids, []
+        self.config = type("Config", (), {"max_seq_len": context, "vocab_size": vocab_size, "eos_ids": (1122,)})
+
+    def new_cache(self, max_len):
+        return [0]
+
+    def forward(self, ids, cache, last_only):
+        self.reads.append(len(ids))
+        cache[0] += 1
+        return (np.arange(self.config.vocab_size) == self.ids[(cache[0] - 1) % len(self.ids)])[None].astype(np.float32)
+
+
+def test_the_prompt_is_read_in_one_pass_and_then_one_token_at_a_time(engine):
+    model = Fixed([5, 6, 7])
+    assert len(list(next_tokens(model, [[1] * 9], SamplingConfig(**GREEDY, max_new_tokens=4)))) == 5
+    assert model.reads == [9, 1, 1, 1]
+
+
+def test_a_text_ends_at_the_end_token_at_the_limit_and_where_the_context_is_full(engine):
+    def tokens(model, limit):
+        config = SamplingConfig(**GREEDY, max_new_tokens=limit)
+        return [token for _, token in next_tokens(model, [[1, 2]], config, model.config.eos_ids)]
+
+    assert tokens(Fixed([5, 6, 1122, 7]), 9) == [5, 6, None]
+    assert tokens(Fixed([5, 6, 7]), 4) == [5, 6, 7, 5, None]
+    assert tokens(Fixed([5, 6, 7], context=5), 9) == [5, 6, 7, None]
+
+
+def test_a_text_that_has_ended_leaves_the_batch(engine):
+    model = Fixed([5])
+    drawn = next_tokens(model, [[1], [1, 2]], SamplingConfig(**GREEDY, max_new_tokens=3), ended={0})
+    assert list(drawn) == [(0, 5), (0, None), (1, 5), (1, 5), (1, 5), (1, None)] and model.reads == [1, 2, 1, 1]
+
+
+def test_a_stop_string_ends_the_text_and_is_not_said_though_it_comes_in_pieces(engine):
+    ids = engine.tokenizer.encode("The cat sat. The end of it")
+    model = Fixed(ids)
+    said = "".join(Engine(model, engine.tokenizer).generate("x", stop=["at. Th", "nowhere"], **GREEDY))
+    assert said == "The cat s" and len(model.reads) < len(ids)
+    options = GREEDY | {"max_new_tokens": len(ids)}
+    whole = "".join(Engine(Fixed(ids), engine.tokenizer).generate("x", ["The end of it!"], **options))
+    assert whole == "The cat sat. The end of it"
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(text=st.text(st.sampled_from("ab. é日🎈"), max_size=12), stop=st.text(st.sampled_from("ab. 🎈"), max_size=3))
+def test_no_letter_is_ever_split_and_all_before_the_stop_is_said(text, stop):
+    tokenizer = load_tokenizer_once()
+    stream, said = TextStream(tokenizer, tokenizer.start_ids[0], [stop]), []
+    for token in tokenizer.encode(text):
+        if not stream.ended:
+            said.append(stream.push(token))
+    said.append(stream.finish())
+    assert "".join(said) == (text.split(stop)[0] if stop else text)
+    assert stream.ended == bool(stop and stop in text) and "\ufffd" not in "".join(said)
+
+
+def load_tokenizer_once(kept: list = []):  # noqa: B006
+    """Open the storyteller's tokenizer the first time it is asked for."""
+    from engine.tokenizer import load_tokenizer
+
+    return kept[0] if kept else kept.append(load_tokenizer(STORYTELLER)) or kept[0]
+
+
+def test_bytes_that_never_become_a_letter_are_shown_as_such(engine):
+    half = engine.tokenizer.encode("🎈")[:1]
+    assert "".join(Engine(Fixed(half), engine.tokenizer).generate("x", max_new_tokens=1, **GREEDY)) == "\ufffd"
+
+
+def test_a_row_without_a_token_says_nothing(engine):
+    model = Fixed([1130, engine.tokenizer.encode("a")[0]], vocab_size=1140)
+    assert "".join(Engine(model, engine.tokenizer).generate("x", max_new_tokens=2, **GREEDY)) == "a"
+
+
+def test_what_cannot_be_continued_is_refused_at_the_call_and_never_cut(engine):
+    for prompt, words in (("word " * 300, "it must have 1 to 159"),):
+        with pytest.raises(ValueError, match=words):
+            engine.generate(prompt)
+    with pytest.raises(ValueError, match="the prompt has 0 tokens"):
+        engine.generate_batch([])
+    with pytest.raises(ValueError, match="top_p is 0.0"):
+        engine.generate("x", top_p=0.0)
+    with pytest.raises(ValueError, match="knows only 50 tokens"):
+        Engine(Fixed([1], vocab_size=50), engine.tokenizer).generate("x")
+
+
+def test_forward_of_the_engine_is_the_models(engine):
+    ids = some_ids(9)
+    np.testing.assert_array_equal(engine.forward(ids), engine.model.forward(ids))
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "int8", "int4"])
+def test_a_story_is_told_in_fewer_bits_too(dtype):
+    teller = load_model(STORYTELLER, dtype, fast=False)
+    assert "".join(teller.generate("Once upon a time", max_new_tokens=25, **GREEDY)).startswith(", in a sunny castle")
+
+
+def test_what_cannot_be_loaded_is_refused_in_one_line(tmp_path):
+    publish_any("gpt2", tmp_path)
+    for arguments, words in (((STORYTELLER, "int3"), "dtype 'int3' is not known: choose fp32"),
+                             ((tmp_path / "none",), "none"), ((tmp_path,), "tokenizer.json"),
+                             ((tmp_path, "fp32", True, None, STORYTELLER), "fast=True")):
+        with pytest.raises((ValueError, OSError), match=words) as caught:
+            load_model(*arguments)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_gpt2_speaks_on_the_plain_model(tmp_path):
+    teller = load_model(publish_any("gpt2", tmp_path), tokenizer=STORYTELLER)
+    assert isinstance(teller.model, Model) and load_weights(tmp_path)[0].family == "gpt2"
+    with pytest.raises(ValueError, match="knows only 47 tokens"):
+        teller.generate("Once upon a time")
