@@ -31,7 +31,6 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import write_table  # noqa: E402
 from corpora.stories import generate  # noqa: E402
 from engine.config import ModelConfig  # noqa: E402
 from engine.fast import FastModel  # noqa: E402
@@ -234,6 +233,8 @@ def second_start() -> float:
 
 def main() -> None:
     """Measure, and write two tables."""
+    from benchmarks.measure import write_table  # it loads PyTorch, which the memory of a model would be measured with
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--llama2c", type=Path)
     parser.add_argument("--llamacpp", type=Path)
