@@ -53,8 +53,8 @@ class Matrix:
         stored = self.values[ids]
         if self.dtype == "int8":
             return stored
-        halves = np.stack([stored & 15, stored >> 4], axis=-1)
-        return halves.reshape(len(stored), -1).astype(np.int8) - np.int8(8)
+        fours = stored.reshape(len(stored), -1, 4)
+        return np.concatenate([fours & 15, fours >> 4], axis=2).reshape(len(stored), -1).astype(np.int8) - np.int8(8)
 
     def rows(self, ids: np.ndarray | slice) -> np.ndarray:
         """Return some rows as float32, (rows, C)."""
@@ -183,6 +183,6 @@ def _int4_groups(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             least, scales = np.where(better, error, least), np.where(better, tried, scales)
             numbers = np.where(better[:, :, None], rounded, numbers)
 
-    # 5. Put neighbours into one byte, the first one into the lower half.
-    shifted = (np.nan_to_num(numbers).reshape(len(groups), -1) + 8).astype(np.uint8)
-    return shifted[:, ::2] | shifted[:, 1::2] << 4, scales
+    # 5. Put two numbers into one byte: of eight in a row, the first four into the lower halves of four bytes.
+    fours = (np.nan_to_num(numbers).reshape(len(groups), -1, 2, 4) + 8).astype(np.uint8)
+    return (fours[:, :, 0] | fours[:, :, 1] << 4).reshape(len(groups), -1), scales
