@@ -13,10 +13,9 @@ import math
 
 import matplotlib.pyplot as plt
 import torch
-import torch.nn.functional as F
 
 from chapters.ch02_tokenization import BPETokenizer
-from chapters.ch07_families import CONFIG_NAMES, config_from_hf
+from chapters.ch07_families import CONFIG_NAMES
 from chapters.ch07_gpt_model import GPT, PRESETS, GPTConfig, memory_bytes
 from corpora.stories import generate
 
@@ -70,7 +69,8 @@ figure, panels = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True, layout="const
 for panel, divided in zip(panels, (True, False), strict=True):
     for layers in (4, 12, 48):
         panel.plot(range(1, layers + 1), stream_sizes(layers, divided), "o-", markersize=3, label=f"{layers} layers")
-    panel.set(title="divided" if divided else "not divided", xlabel="block", ylim=(0, None))
+    panel.set(title="divided" if divided else "not divided", xlabel="block")
+panels[0].set_ylim(0, 0.4)
 panels[0].set_ylabel("typical size")
 panels[0].legend()
 plt.show()
@@ -89,7 +89,7 @@ with torch.no_grad():
 chances = logits.softmax(-1)
 for place in range(24):
     said, top = ids[0, place + 1].item(), chances[place].topk(3)
-    guesses = ", ".join(f"{tokenizer.decode([i])!r} {c:.2f}" for i, c in zip(top.indices.tolist(), top.values.tolist()))
+    guesses = ", ".join(f"{tokenizer.decode([i])!r} {c:.2f}" for i, c in zip(*(part.tolist() for part in top), strict=True))
     print(f"{tokenizer.decode([said])!r:14} surprise {-chances[place, said].log().item():5.2f}   guesses {guesses}")
 
 # %% [markdown]
@@ -128,4 +128,4 @@ for ours, theirs in CONFIG_NAMES.items():
 
 # %% [markdown]
 # **To try:** type the fields of a `config.json` that you find on the web into a dictionary, and give it to
-# `config_from_hf`. How many parameters, how large a cache? What does it refuse, and why?
+# `config_from_hf` of `chapters.ch07_families`. How many parameters, how large a cache? What does it refuse, and why?
