@@ -88,8 +88,8 @@ with torch.no_grad():
     logits = model(ids)[0]
 chances = logits.softmax(-1)
 for place in range(24):
-    said, top = ids[0, place + 1].item(), chances[place].topk(3)
-    guesses = ", ".join(f"{tokenizer.decode([i])!r} {c:.2f}" for i, c in zip(*(part.tolist() for part in top), strict=True))
+    said, (best, likeliest) = ids[0, place + 1].item(), chances[place].topk(3)
+    guesses = ", ".join(f"{tokenizer.decode([i])!r} {c:.2f}" for c, i in zip(best, likeliest.tolist(), strict=True))
     print(f"{tokenizer.decode([said])!r:14} surprise {-chances[place, said].log().item():5.2f}   guesses {guesses}")
 
 # %% [markdown]
