@@ -4,8 +4,9 @@
     python chapters/figures/ch10_experiments.py train SEED [NAME …]   run them all again, or those named
     python chapters/figures/ch10_experiments.py time                  time a step of each, in turn
 
-Every experiment is run with one seed, and those that come out close to the baseline with three. The results go into `ch10_experiments.jsonl`, a line for each; from there
-come the figure `ch10_experiments.svg` beside this script and the table `benchmarks/results/experiments.md`.
+Every experiment is run with one seed, and those that come out close to the baseline with three. The results go into
+`ch10_experiments.jsonl`, a line for each; from there come the figure `ch10_experiments.svg` beside this script and the
+table `benchmarks/results/experiments.md`.
 """
 
 import datetime
@@ -49,9 +50,9 @@ def recorded() -> dict[str, dict]:
     for line in lines:
         found[line["name"], line.get("seed", "time")] = line
     # 2. Put together what belongs to one experiment.
-    return {name: {"time": found[name, "time"],
-                   "runs": [found[place] for place in sorted(found.keys() - {(name, "time")}, key=str) if place[0] == name]}
+    runs = {name: [made for (whose, what), made in found.items() if whose == name and what != "time"]
             for name in EXPERIMENTS}
+    return {name: {"time": found[name, "time"], "runs": runs[name]} for name in EXPERIMENTS}
 
 
 def time_steps() -> None:
@@ -83,10 +84,10 @@ def write_table(found: dict[str, dict]) -> None:
     # 2. Say how it was made.
     base = found["baseline"]
     floor = stories.floor_bits_per_byte(stories.generate(HELD_OUT, seed=1))
-    lines += ["", f"*Training loss: nats per token. Held out: bits per byte in use, the middle one of three seeds where "
-              f"a range stands beside it, else one seed; the floor of these stories is {floor:.2f}. Time of a step: as a "
-              f"multiple of the baseline's, middle one of {ROUNDS} rounds in turn, on {base['time']['machine']}. "
-              f"{base['runs'][0]['made']}, `{COMMAND}`.*"]
+    lines += ["", f"*Training loss: nats per token. Held out: bits per byte in use, the middle one of three seeds "
+              f"where a range stands beside it, else one seed; the floor of these stories is {floor:.2f}. Time of a "
+              f"step: as a multiple of the baseline's, middle one of {ROUNDS} rounds in turn, on "
+              f"{base['time']['machine']}. {base['runs'][0]['made']}, `{COMMAND}`.*"]
     RESULT.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
 
