@@ -26,6 +26,7 @@ from chapters.ch07_gpt_model import GPT, PRESETS, GPTConfig
 from chapters.ch08_training import TokenRows, TrainConfig, Trainer
 from corpora import stories
 
+# The tokenizer is not part of any experiment: all take the one that comes with the book.
 TOKENIZER = Path(__file__).resolve().parent.parent / "models" / "storyteller"
 
 # Held-out stories, the same for all. They are drawn by other dice than those to learn from.

@@ -22,6 +22,8 @@ COMMANDS = {
     "doctor": ("main.py doctor", ""),
     "chat": (f"main.py chat {STORYTELLER} --max-new-tokens 24",
              "Once upon a time, there lived a boy named Tom.\nOne sunny day, his friend Ella"),
+    "eval": (f"main.py eval {STORYTELLER} --documents 100", ""),
+    "export": (f"main.py export {STORYTELLER} --to gguf --out storyteller.gguf", ""),
     "onefile": ("gpt.py --steps 40", ""),
 }
 
