@@ -70,15 +70,15 @@ def time_steps() -> None:
 
 def write_table(found: dict[str, dict]) -> None:
     """Write a row for each experiment: the middle one of its seeds, and the range where there are several."""
-    lines = ["| experiment | parameters | time of a step | training loss, end | held out | range |",
-             "|---|---|---|---|---|---|"]
+    lines = ["| name | experiment | parameters | time of a step | training loss, end | held out | range |",
+             "|---|---|---|---|---|---|---|"]
     # 1. One row an experiment.
     for name, experiment in EXPERIMENTS.items():
         runs, ratio = found[name]["runs"], found[name]["time"]["ratio"]
         ends, middle = sorted(made["held_out"] for made in runs), statistics.median(made["held_out"] for made in runs)
-        cells = [f"`{name}`: {experiment.title}", f"{runs[0]['parameters']:,}", f"{ratio:.2f}",
-                 f"{statistics.median(made['loss'] for made in runs):.2f}", f"{middle:.2f}",
-                 f"{ends[0]:.2f} to {ends[-1]:.2f}" if len(ends) > 1 else ""]
+        cells = [f"`{name}`", experiment.title, f"{runs[0]['parameters']:,}", f"{ratio:.2f}",
+                 f"{statistics.median(made['loss'] for made in runs):.2f}", f"{middle:.3f}",
+                 f"{ends[0]:.3f} to {ends[-1]:.3f}" if len(ends) > 1 else ""]
         lines.append(f"| {' | '.join(cells)} |")
 
     # 2. Say how it was made.
