@@ -109,7 +109,7 @@ def draw(found: dict[str, dict], target: Path) -> None:
     # 3. Label the rows.
     panel.set_yticks(range(len(EXPERIMENTS)), [experiment.title for experiment in EXPERIMENTS.values()])
     panel.set(xlabel="bits per byte on held-out stories, in use (further left is better)", xscale="log")
-    panel.set_xticks([0.4, 0.5, 0.7, 1, 1.5, 2, 3, 4], "0.4 0.5 0.7 1 1.5 2 3 4".split())
+    panel.set_xticks([0.3, 0.4, 0.5, 0.7, 1, 1.5, 2], "0.3 0.4 0.5 0.7 1 1.5 2".split())
     panel.minorticks_off()
     panel.invert_yaxis()
     figure.savefig(target, metadata={"Date": None})
