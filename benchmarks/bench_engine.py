@@ -68,11 +68,15 @@ class RandomWeights(Mapping):
         self.noise = np.random.default_rng(0).standard_normal(1 << 22, dtype=np.float32)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        # Begin elsewhere in the noise for each tensor, so that no two are alike.
+        # Begin elsewhere in the noise for each tensor, so that no two are alike, and fill it piece by piece: what
+        # counts in the end is the memory that the engine takes, not what making the numbers takes.
         shape, start = self.shapes[name], sum(name.encode()) * 997 + len(name)
-        if len(shape) == 1:
-            return np.ones(shape, np.float32)
-        return np.resize(np.roll(self.noise, start), shape) * np.float32(shape[1] ** -0.5)
+        numbers = np.ones(shape, np.float32)
+        if len(shape) > 1:
+            noise = np.roll(self.noise, start) * np.float32(shape[1] ** -0.5)
+            for part in np.split(numbers.reshape(-1), range(len(noise), numbers.size, len(noise))):
+                part[:] = noise[: len(part)]
+        return numbers
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)

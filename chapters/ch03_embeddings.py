@@ -55,7 +55,7 @@ def nearest_tokens(
     """Return the `k` token ids whose rows point most nearly the way `vector` points.
 
     Nearness is the cosine of the angle: 1 for the same direction, 0 for a right angle. The
-    length of a row does not count, because frequent tokens tend to have longer rows.
+    length of a row does not count; by dot products, the longest rows would be near to everything.
 
     Shapes: weight (V, C), vector (C,) -> pairs of (id, cosine), best first, without the ids in `exclude`.
     """
@@ -72,8 +72,8 @@ def nearest_tokens(
 def analogy(weight: Tensor, a: int, b: int, c: int, k: int = 5) -> list[tuple[int, float]]:
     """Return the ids nearest to `a - b + c`: king − man + woman asks what is to woman as king is to man.
 
-    The three words of the question are left out of the answer, as everywhere in the literature;
-    without that the nearest row is nearly always `a` itself, which is worth knowing.
+    The three words of the question are left out of the answer, as is usual; without that the
+    nearest row is nearly always one of them, most often `a`, which is worth knowing.
 
     Shapes: weight (V, C), ids a, b, c -> pairs of (id, cosine), best first.
     Source: Mikolov, Yih, Zweig 2013 (NAACL), "Linguistic Regularities in Continuous Space Word Representations".

@@ -126,15 +126,16 @@ def read_arguments(argv: list[str], description: str = "") -> argparse.Namespace
     add_fields(train, GPTConfig, "model (with --qk-norm, unless the switches of another family are set)")
     add_fields(train, TrainConfig, "training")
 
-    # 4. Describe what can be done with a trained model.
+    # 4. Describe what continues a text.
     generate = commands.add_parser("generate", help="continue a text")
     generate.add_argument("--prompt", default=OPENING, help="how the text begins")
     generate.add_argument("--count", type=int, default=1, help="how many continuations")
     generate.add_argument("--engine", choices=["torch", "numpy"], help="default torch; a GPT-2 runs on numpy alone")
+
+    # 5. Describe what tells a story in turns, and what shows sizes. Then let all these, and the tools, be given a model
+    # to work with.
     chat = commands.add_parser("chat", help="begin a story, the model goes on, you go on, …")
     info = commands.add_parser("info", help="parameters, work and memory of a model")
-
-    # 5. Give these a model to work with.
     info.add_argument("--preset", choices=PRESETS, help="a preset instead of a model folder")
     for command in (generate, chat, info, *add_tools(commands)):
         command.add_argument("--model", type=Path, metavar="FOLDER", help="a model folder, or the name of a published "

@@ -177,7 +177,12 @@ def forecasts(measured: float, train: TrainConfig) -> list[Forecast]:
 
     # 2. Scale.
     seconds = {name: train.max_steps * measured * work[name] / work[MEASURED] for name in PRESETS}
-    return [Forecast(name, seconds[name], 16 * count_parameters(config)["total"]) for name, config in PRESETS.items()]
+    return [Forecast(name, seconds[name], training_bytes(config)) for name, config in PRESETS.items()]
+
+
+def training_bytes(config: GPTConfig) -> int:
+    """Return the bytes that training needs for the parameters: number, gradient, and two means of the optimizer."""
+    return 16 * count_parameters(config)["total"]
 
 
 def advice(found: list[Forecast], memory: int | None) -> Forecast:
@@ -187,6 +192,15 @@ def advice(found: list[Forecast], memory: int | None) -> Forecast:
     """
     fits = [f for f in found if f.seconds <= PATIENCE_SECONDS and f.memory <= MEMORY_SHARE * (memory or float("inf"))]
     return max(fits or found[:1], key=lambda forecast: forecast.memory)
+
+
+def largest_that_fits(memory: int) -> str:
+    """Return the name of the largest preset whose training fits into a GPU with so many bytes; at least the smallest.
+
+    Half of the memory is left to activations and to other programs.
+    """
+    sizes = {name: training_bytes(config) for name, config in PRESETS.items()}
+    return max((name for name, size in sizes.items() if size <= MEMORY_SHARE * memory), key=sizes.get, default="nano")
 
 
 def examine() -> Iterator[str]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from chapters.ch05_attention import MultiHeadAttention
+from chapters.ch06_transformer_block import SwiGLU, TransformerBlock
 
 # The sentence, the meaning of each number in a vector, and the sizes.
 TOKENS = ("Lily", "lost", "her")
@@ -63,6 +64,24 @@ W_O = torch.tensor([
     [0.0, 1.0, 0.0, 0.0],
 ])
 
+# The feed-forward layer has two hidden numbers. The first thinks "I ask, and I know what happened": its gate is
+# how much is asked, and what it lets through is the action. The second thinks "I name somebody and ask nothing,
+# and it is a girl". The first is added to what is asked, the second to the girl.
+W_GATE = torch.tensor([
+    [0.0, 0.0, 1.0, 0.0],
+    [1.0, 0.0, -1.0, 0.0],
+])
+W_UP = torch.tensor([
+    [0.0, 1.0, 0.0, 0.0],
+    [0.0, 0.0, 0.0, 1.0],
+])
+W_DOWN = torch.tensor([
+    [0.0, 0.0],
+    [0.0, 0.0],
+    [1.0, 0.0],
+    [0.0, 1.0],
+])
+
 
 def embed(*tokens: str) -> Tensor:
     """Return the vectors of these tokens, one row each; without arguments, those of "Lily lost her".
@@ -95,3 +114,20 @@ def attention_layer() -> MultiHeadAttention:
     layer = MultiHeadAttention(D_MODEL, NUM_HEADS)
     layer.load_state_dict({"query.weight": W_Q, "key.weight": W_K, "value.weight": W_V, "output.weight": W_O})
     return layer.requires_grad_(False)
+
+
+def feed_forward_layer() -> SwiGLU:
+    """Return the model's own feed-forward layer, holding the three matrices of this example."""
+    layer = SwiGLU(D_MODEL, len(W_GATE))
+    layer.load_state_dict({"gate.weight": W_GATE, "up.weight": W_UP, "down.weight": W_DOWN})
+    return layer.requires_grad_(False)
+
+
+def block() -> TransformerBlock:
+    """Return a whole block of the model that holds both layers of this example; its norms scale nothing.
+
+    In it attention hears normalised vectors, so its numbers are not those of chapter 5, which shows attention alone.
+    """
+    made = TransformerBlock(attention_layer(), D_MODEL, len(W_GATE))
+    made.feed_forward.load_state_dict(feed_forward_layer().state_dict())
+    return made.requires_grad_(False)

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "explanations": {"explanations", "chapters", "corpora"},
     "fine-tuning": {"fine-tuning", "chapters", "corpora"},
     "main.py": EVERYTHING_TAUGHT,
-    "notebooks": EVERYTHING_TAUGHT,
+    "notebooks": EVERYTHING_TAUGHT | {"main"},
     "benchmarks": EVERYTHING_TAUGHT | {"benchmarks", "main"},
     "models": EVERYTHING_TAUGHT | {"main"},
     "tools": {"tools"},

@@ -15,7 +15,8 @@ from chapters.ch08_run import read_metrics
 from corpora.stories import generate
 
 ROOT = Path(main.__file__).parent
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+# A process that dies without a word of Python says at least where it was.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "main.py"]
 ONE = [sys.executable, "main.py"]
 pytestmark = pytest.mark.slow
@@ -57,7 +58,7 @@ def end_of(process: subprocess.Popen, out: Path) -> tuple[int, str]:
 def run(command: list[str], out: Path, code: int | None = 0) -> str:
     """Run a command to its end, and return what it said."""
     found, said = end_of(start(command, out), out)
-    assert found == code if code is not None else found != 0, said[-2000:]
+    assert found == code if code is not None else found != 0, said[-9000:]
     return said
 
 

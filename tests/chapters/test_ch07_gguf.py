@@ -19,6 +19,7 @@ from chapters.ch02_tokenization import BPETokenizer
 from chapters.ch07_families import family_of, tensor_shapes, to_hf_name
 from chapters.ch07_gguf import LLAMA3_PATTERN, QWEN_PATTERN, SPLIT_NAMES, save_gguf
 from chapters.ch07_gpt_model import GPT, GPTConfig
+from chapters.ch09_inference import SamplingConfig, generate
 
 LLAMA31 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
            "original_max_position_embeddings": 24}
@@ -38,6 +39,7 @@ TEXTS = ["the cat sat on the mat. ", "it's 1999,  12 dogs!\n\n\tend",
 
 # llama.cpp's program for texts that go on; older versions have only the one that also chats.
 LLAMA_CPP = shutil.which("llama-completion") or shutil.which("llama-cli")
+NO_LLAMA_CPP = "needs llama.cpp: no llama-completion or llama-cli on the path"
 
 # Matrices that a signal passes one after the other: value, output, gate, down in each of 3 blocks, and the head.
 IN_SERIES = 4 * 3 + 1
@@ -230,14 +232,35 @@ def test_export_writes_the_storyteller_and_refuses_to_overwrite(tmp_path, capsys
     assert main.main([*command[:-1], str(tmp_path / "no" / "where.gguf")]) == 2
 
 
-@pytest.mark.skipif(LLAMA_CPP is None, reason="needs llama.cpp: no llama-completion or llama-cli on the path")
-def test_llama_cpp_says_the_same_greedy_text(tmp_path, capsys):
+def llama_cpp_says(path: Path, prompt: str, tokens: int) -> str:
+    """Return the prompt and the greedy text of llama.cpp behind it."""
+    command = [LLAMA_CPP, "-m", str(path), "-p", prompt, "--temp", "0", "-n", str(tokens), "-no-cnv"]
+    done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.decode()
+
+
+@pytest.mark.skipif(LLAMA_CPP is None, reason=NO_LLAMA_CPP)
+@pytest.mark.parametrize("kind", ["F16", "Q8_0"])
+def test_llama_cpp_says_the_same_greedy_text(kind, tmp_path, capsys):
     path, prompt = tmp_path / "model.gguf", "Once upon a time"
-    assert main.main(["export", "--model", str(main.STORYTELLER), "--out", str(path)]) == 0
+    assert main.main(["export", "--model", str(main.STORYTELLER), "--type", kind, "--out", str(path)]) == 0
     capsys.readouterr()
     assert main.main(["generate", "--model", str(main.STORYTELLER), "--prompt", prompt, "--temperature", "0",
                       "--max-new-tokens", "40"]) == 0
-    ours = capsys.readouterr().out.strip()
-    command = [LLAMA_CPP, "-m", str(path), "-p", prompt, "--temp", "0", "-n", "40", "-no-cnv"]
-    said = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300).stdout
-    assert ours in said
+    assert capsys.readouterr().out.strip() in llama_cpp_says(path, prompt, 40)
+
+
+@pytest.mark.skipif(LLAMA_CPP is None, reason=NO_LLAMA_CPP)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_llama_cpp_says_the_same_greedy_text_in_every_family(name, words, tmp_path):
+    model, path, prompt = model_of(name), tmp_path / "model.gguf", "the cat sat"
+    # Tokens of letters alone are likely: others cannot be told apart on a screen.
+    spoken = [token.isascii() and token.isalpha() for token in words.vocab.values()]
+    spoken += [False] * (model.config.vocab_size - len(spoken))
+    for matrix in {model.token_embedding.weight, model.lm_head.weight}:
+        matrix.data *= torch.tensor(spoken)[:, None]
+    save_gguf(model, words, path, "F16")
+    ids = [*words.start_ids, *words.encode(prompt)]
+    text = words.decode(list(generate(model, ids, SamplingConfig(temperature=0, max_new_tokens=16))))
+    assert prompt + text in llama_cpp_says(path, prompt, 16)

@@ -12,7 +12,7 @@ import main
 from chapters import ch10_doctor
 from chapters.ch07_config import PRESETS, flops_per_token
 from chapters.ch08_config import TrainConfig
-from chapters.ch10_doctor import Forecast, advice, duration, examine, forecasts, gigabytes
+from chapters.ch10_doctor import Forecast, advice, duration, examine, forecasts, gigabytes, largest_that_fits
 
 CPU = torch.device("cpu")
 
@@ -108,3 +108,11 @@ def test_the_doctor_says_all_of_it(monkeypatch, capsys):
         assert words in out
     assert out.count("<- suits this machine") == 1 and f"{TrainConfig().max_steps} steps" in out
     assert list(examine())[0].startswith("processor")
+
+
+@pytest.mark.parametrize(("gib", "preset"), [(0.001, "nano"), (0.1, "nano"), (0.2, "tiny"), (2, "small"), (16, "base")])
+def test_a_gpu_gets_the_largest_preset_that_fits_into_half_of_it(gib, preset):
+    assert largest_that_fits(int(gib * 2**30)) == preset
+    for name in PRESETS:
+        needs = 2 * ch10_doctor.training_bytes(PRESETS[name])
+        assert largest_that_fits(needs) == name and (largest_that_fits(needs - 1) != name or name == "nano")

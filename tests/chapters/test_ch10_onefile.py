@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import main
 from chapters import ch10_onefile
-from chapters.ch10_onefile import ROOT, assemble, libraries_of, read_module, write_onefile
+from chapters.ch10_onefile import ROOT, assemble, libraries_of, read_module, text_of, write_onefile
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +97,12 @@ def test_a_name_that_means_two_things_is_refused():
     places = {("chapters.ch08_checkpoint", "checksum"), ("chapters.ch08_store", "checksum")}
     with pytest.raises(ValueError, match="checksum means two things"):
         libraries_of(places, set())
+
+
+def test_imports_of_the_book_inside_of_functions_are_left_out():
+    module = read_module("chapters.ch07_gpt_model")
+    text = text_of(module, module.pieces["GPT"], {"from_pretrained", "save_pretrained"})
+    assert "def from_pretrained" in text and "load_model(" in text and "from chapters" not in text
 
 
 def test_code_that_would_need_the_corpora_is_refused(monkeypatch):

@@ -89,3 +89,20 @@ def test_turning_by_nothing_is_chapter_4_at_position_zero():
 def test_a_token_the_example_does_not_know_is_refused_by_name():
     with pytest.raises(ValueError, match="'dog' is not in the running example: use one of Lily"):
         example.embed("Lily", "dog")
+
+
+def test_by_hand_thoughts_equal_the_models_feed_forward():
+    x = torch.tensor([[1.5, 0.25, -0.5, 2.0], [0.0, 3.0, 2.0, -1.0]])
+    expected = torch.zeros(2, 4)
+    for row, (names, acts, asks, girl) in enumerate(x.tolist()):
+        opened = [gate / (1 + math.exp(-gate)) for gate in (asks, names - asks)]
+        expected[row] = torch.tensor([0.0, 0.0, opened[0] * acts, opened[1] * girl])
+    torch.testing.assert_close(example.feed_forward_layer()(x), expected)
+
+
+def test_the_block_adds_both_layers_of_the_example_to_the_stream():
+    x, tables = example.embed()[None], example.no_rotation(3)
+    copy = F.rms_norm(x, (4,), eps=1e-5)
+    middle = x + example.attention_layer()(copy, *tables)
+    expected = middle + example.feed_forward_layer()(F.rms_norm(middle, (4,), eps=1e-5))
+    torch.testing.assert_close(example.block()(x, *tables), expected)
