@@ -11,9 +11,11 @@ table `benchmarks/results/experiments.md`.
 
 import datetime
 import json
+import platform
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import matplotlib
@@ -25,7 +27,6 @@ import torch  # noqa: E402
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import machine, seconds_in_turn  # noqa: E402
 from chapters.ch10_experiments import EXPERIMENTS, HELD_OUT, prepare, run  # noqa: E402
 from corpora import stories  # noqa: E402
 
@@ -60,12 +61,18 @@ def time_steps() -> None:
     with tempfile.TemporaryDirectory() as folder:
         # 1. Take turns, so that a busy moment hits all alike.
         trainers = {name: prepare(name, 0, Path(folder)) for name in EXPERIMENTS}
-        times = seconds_in_turn({name: trainer.train_step for name, trainer in trainers.items()}, ROUNDS)
+        times = {name: [] for name in trainers}
+        for _ in range(ROUNDS + 1):
+            for name, trainer in trainers.items():
+                began = time.perf_counter()
+                trainer.train_step()
+                times[name].append(time.perf_counter() - began)
 
-    # 2. Compare within each round.
+    # 2. Compare within each round. The first one warms up.
+    chip, threads = platform.processor() or platform.machine(), torch.get_num_threads()
     for name, seconds in times.items():
-        ratios = [a / b for a, b in zip(seconds, times["baseline"], strict=True)]
-        note({"name": name, "ratio": statistics.median(ratios), "machine": machine()})
+        ratios = [a / b for a, b in zip(seconds[1:], times["baseline"][1:], strict=True)]
+        note({"name": name, "ratio": statistics.median(ratios), "machine": f"{chip}, {threads} threads"})
 
 
 def write_table(found: dict[str, dict]) -> None:
