@@ -59,9 +59,11 @@ class FastModel:
         if not 1 <= self.threads <= numba.config.NUMBA_NUM_THREADS:
             raise ValueError(f"threads is {threads}: it must be 1 to {numba.config.NUMBA_NUM_THREADS} on this machine")
 
-        # 2. Pack the matrices one at a time: while a model is loaded, little more than the model is in memory.
-        self._packed = [pack_rows(matrix, dtype) for matrix in _matrices(config, weights)]
+        # 2. Pack the matrices one at a time, the largest one first: while a model is loaded, little more than the
+        # model is in memory.
         self._embedding = weights["model.embed_tokens.weight"]
+        head, *layers = (pack_rows(matrix, dtype) for matrix in _matrices(config, weights))
+        self._packed = [*layers, head]
         form, size = DTYPES.index(dtype), kernels.BLOCK_BYTES[DTYPES.index(dtype)]
         plan = np.array([[packed.ctypes.data, form, packed.shape[1] // size, len(packed)] for packed in self._packed])
 
@@ -164,8 +166,9 @@ def _zeros(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _matrices(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> Iterator[np.ndarray]:
-    """Yield the matrices in the order of the plan, those that read the same input as one."""
+    """Yield the output head, then the matrices in the order of the plan, those that read the same input as one."""
     # 1. Join queries, keys and values.
+    yield weights["model.embed_tokens.weight" if config.tie_embeddings else "lm_head.weight"]
     for number in range(config.num_layers):
         attention, mlp = (f"model.layers.{number}.{part}." for part in ("self_attn", "mlp"))
         yield np.concatenate([weights[f"{attention}{name}_proj.weight"] for name in "qkv"])
@@ -173,14 +176,18 @@ def _matrices(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> Iterato
 
         # 2. Put 16 gates and the 16 ups that go with them into one panel. Rows of zeros fill up the last one, and on
         # the way back each has a column of zeros, which adds nothing.
-        extra = -config.d_ff % (PANEL // 2)
-        both = [np.pad(weights[f"{mlp}{name}_proj.weight"], ((0, extra), (0, 0))) for name in ("gate", "up")]
-        halves = [part.reshape(-1, PANEL // 2, config.d_model) for part in both]
-        yield np.stack(halves, axis=1).reshape(-1, config.d_model)
-        yield np.pad(weights[f"{mlp}down_proj.weight"], ((0, 0), (0, extra)))
+        half, extra = PANEL // 2, -config.d_ff % (PANEL // 2)
+        mixed = np.zeros(((config.d_ff + extra) // half, 2, half, config.d_model), np.float32)
+        for side, name in enumerate(("gate", "up")):
+            rows, whole = weights[f"{mlp}{name}_proj.weight"], config.d_ff // half
+            mixed[:whole, side] = rows[: whole * half].reshape(whole, half, -1)
 
-    # 3. End with the output head.
-    yield weights["model.embed_tokens.weight" if config.tie_embeddings else "lm_head.weight"]
+            # 3. Add the rows that fill half a panel only in part. Let go of what is packed.
+            if extra:
+                mixed[whole, side, : half - extra] = rows[whole * half :]
+        yield mixed.reshape(-1, config.d_model)
+        del mixed, rows
+        yield np.pad(weights[f"{mlp}down_proj.weight"], ((0, 0), (0, extra)))
 
 
 def pack_rows(matrix: np.ndarray, dtype: str) -> np.ndarray:
