@@ -1,81 +1,81 @@
-"""The engine of Part II against llama2.c and llama.cpp: tokens per second, and what its short numbers cost.
+"""The fast engine against llama2.c, llama.cpp and the machine's own limit, on random weights of three sizes.
 
-    python benchmarks/bench_engine.py --llama2c FOLDER --llamacpp FILE --write
+    python benchmarks/bench_engine.py --llama2c FOLDER --llamacpp FOLDER --write
 
-FOLDER is a clone of github.com/karpathy/llama2.c in which `gcc -Ofast -march=native -fopenmp run.c -lm -o run` was
-called; FILE is `llama-bench` of github.com/ggml-org/llama.cpp, built by `cmake -B build -DGGML_NATIVE=ON` and
-`cmake --build build --target llama-bench`. A peer that is not named is left out.
+How to get the two, neither of which is needed for our own column:
 
-Random weights in the shapes of stories15M, stories110M and TinyLlama; all run on two threads and take turns. Speed
-does not depend on what the numbers are. What the short formats cost is measured on the book's own storyteller.
+    llama2.c    git clone https://github.com/karpathy/llama2.c && cd llama2.c
+                gcc -Ofast -march=native -fopenmp run.c -lm -o run
+    llama.cpp   npm install @node-llama-cpp/linux-x64; its folder is the one below that holds libggml-base.so
+
+All work on the same numbers with the same two threads. In each round, everybody says 64 tokens from an empty cache,
+then reads a prompt of 128, in turn. A cell is the median of the rounds, a ratio the median of the rounds' own ratios.
+llama.cpp's output head has the format of the other matrices, as ours has. llama2.c reads a prompt token by token.
+The limit is what two threads read of a gigabyte in the same round, by a dot product of OpenBLAS.
+
+Lines below the table: bits per byte of the storyteller on stories that it has not read, the time from the imports of
+NumPy and Numba to the first token when the compiled loops lie ready, and the most memory that a process has had.
 """
 
 import argparse
-import contextlib
-import io
-import json
-import math
+import ctypes
 import os
 import re
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-import gguf
-import numpy as np
-
+# Two threads for everybody, and none of OpenBLAS's own in the measure of the limit: set before NumPy starts.
+os.environ |= {"OMP_NUM_THREADS": "2", "NUMBA_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "1"}
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from corpora.stories import generate  # noqa: E402
-from engine.config import ModelConfig  # noqa: E402
+import gguf  # noqa: E402
+import numpy as np  # noqa: E402
+
+from benchmarks.measure import RESULTS, write_table  # noqa: E402
+from engine.config import ModelConfig, tensor_shapes  # noqa: E402
 from engine.fast import FastModel  # noqa: E402
-from engine.tokenizer import load_tokenizer  # noqa: E402
-from engine.weights import load_weights  # noqa: E402
+from engine.machine import aligned_empty  # noqa: E402
 
-# Vocabulary, width, layers, heads, key/value heads, hidden size; and how many tokens are timed.
-CONTEXT, ROUNDS, PROMPT, THREADS = 256, 3, 128, 2
-SHAPES = {
-    "15 M": (ModelConfig("llama", 32000, 288, 6, 6, 768, CONTEXT), 128),
-    "110 M": (ModelConfig("llama", 32000, 768, 12, 12, 2048, CONTEXT), 64),
-    "1.1 B": (ModelConfig("llama", 32000, 2048, 22, 32, 5632, CONTEXT, num_kv_heads=4, tie_embeddings=False), 16),
+SIZES = {  # d_model, layers, heads, key/value heads, hidden; the first two are llama2.c's, the third is TinyLlama
+    "15 M": (288, 6, 6, 6, 768), "110 M": (768, 12, 12, 12, 2048), "1.1 B": (2048, 22, 32, 4, 5632),
 }
-FORMATS = {"fp32": "F32", "bf16": "F16", "int8": "Q8_0", "int4": "Q4_0"}
+GGUF_KINDS = {"fp32": "F32", "bf16": "F16", "int8": "Q8_0", "int4": "Q4_0"}
+NEW_TOKENS, PROMPT, THREADS = 64, 128, 2
 
 
-def tensor_shapes(config: ModelConfig) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Yield Hugging Face's name, GGUF's name and the shape of each tensor."""
-    width, inner = config.d_model, config.num_heads * config.head_dim
-    shared = config.num_kv_heads * config.head_dim
-    yield "model.embed_tokens.weight", "token_embd", (config.vocab_size, width)
-    parts = {"input_layernorm": ("attn_norm", (width,)), "self_attn.q_proj": ("attn_q", (inner, width)),
-             "self_attn.k_proj": ("attn_k", (shared, width)), "self_attn.v_proj": ("attn_v", (shared, width)),
-             "self_attn.o_proj": ("attn_output", (width, inner)), "post_attention_layernorm": ("ffn_norm", (width,)),
-             "mlp.gate_proj": ("ffn_gate", (config.d_ff, width)), "mlp.up_proj": ("ffn_up", (config.d_ff, width)),
-             "mlp.down_proj": ("ffn_down", (width, config.d_ff))}
-    for layer in range(config.num_layers):
-        for ours, (theirs, shape) in parts.items():
-            yield f"model.layers.{layer}.{ours}.weight", f"blk.{layer}.{theirs}", shape
-    yield "model.norm.weight", "output_norm", (width,)
-    if not config.tie_embeddings:
-        yield "lm_head.weight", "output", (config.vocab_size, width)
+def config_of(size: str) -> ModelConfig:
+    """Return the shape of one of the models."""
+    d_model, layers, heads, kv_heads, hidden = SIZES[size]
+    return ModelConfig("llama", vocab_size=32000, d_model=d_model, num_layers=layers, num_heads=heads,
+                       num_kv_heads=kv_heads, d_ff=hidden, max_seq_len=512, norm_eps=1e-5,
+                       tie_embeddings=size != "1.1 B")
 
 
 class RandomWeights(Mapping):
-    """Weights that are made when they are asked for, so that only one of them is in memory."""
+    """Random weights, each tensor made when it is asked for and always the same; nothing is kept."""
 
     def __init__(self, config: ModelConfig):
-        self.shapes = {name: shape for name, _, shape in tensor_shapes(config)}
+        self.shapes = dict(tensor_shapes(config))
+        self.noise = np.random.default_rng(0).standard_normal(1 << 22, dtype=np.float32)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        if len(shape := self.shapes[name]) == 1:
-            return np.ones(shape, np.float32)
-        dice = np.random.default_rng(len(name))
-        return dice.standard_normal(shape, np.float32) * np.float32(0.02)
+        # Begin elsewhere in the noise for each tensor, so that no two are alike, and fill it piece by piece: what
+        # counts in the end is the memory that the engine takes, not what making the numbers takes.
+        shape, start = self.shapes[name], sum(name.encode()) * 997 + len(name)
+        numbers = np.ones(shape, np.float32)
+        if len(shape) > 1:
+            noise = np.roll(self.noise, start) * np.float32(shape[1] ** -0.5)
+            for part in np.split(numbers.reshape(-1), range(len(noise), numbers.size, len(noise))):
+                part[:] = noise[: len(part)]
+        return numbers
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
@@ -84,185 +84,307 @@ class RandomWeights(Mapping):
         return len(self.shapes)
 
 
-def write_gguf(config: ModelConfig, kind: str, path: Path) -> None:
-    """Write a model of this shape for llama.cpp: random blocks with one small scale, no vocabulary."""
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(config.num_layers)
-    writer.add_context_length(CONTEXT)
-    writer.add_embedding_length(config.d_model)
-    writer.add_feed_forward_length(config.d_ff)
-    writer.add_head_count(config.num_heads)
-    writer.add_head_count_kv(config.num_kv_heads)
-    writer.add_layer_norm_rms_eps(config.norm_eps)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("no_vocab")
-    dice, weights = np.random.default_rng(0), RandomWeights(config)
-    for ours, theirs, shape in tensor_shapes(config):
-        if len(shape) == 1 or kind == "F32":
-            writer.add_tensor(f"{theirs}.weight", weights[ours])
-        elif kind == "F16":
-            writer.add_tensor(f"{theirs}.weight", weights[ours].astype(np.float16))
-        else:
-            length = {"Q8_0": 32, "Q4_0": 16}[kind]
-            blocks = dice.integers(0, 256, (shape[0], shape[1] // 32, 2 + length), np.uint8)
-            blocks[:, :, :2] = np.frombuffer(np.float16(0.001).tobytes(), np.uint8)
-            writer.add_tensor(f"{theirs}.weight", blocks.reshape(shape[0], -1),
-                              raw_dtype=gguf.GGMLQuantizationType[kind])
+class Ours:
+    """The fast engine."""
+
+    def __init__(self, config: ModelConfig, weights: Mapping, dtype: str):
+        self.model = FastModel(config, weights, dtype, THREADS)
+        self.cache = self.model.new_cache(512)
+
+    def read(self, ids: list[int]) -> np.ndarray:
+        """Read a prompt from an empty cache and return the scores of the next token."""
+        self.cache.length = 0
+        return self.model.forward(ids, self.cache, last_only=True)[0]
+
+    def speak(self) -> None:
+        """Say NEW_TOKENS tokens, the likeliest ones."""
+        token = int(self.read([1]).argmax())
+        for _ in range(NEW_TOKENS - 1):
+            token = int(self.model.forward([token], self.cache, last_only=True)[0].argmax())
+
+
+class Opaque(ctypes.Structure):
+    """Parameters that are handed from llama.cpp to llama.cpp: nobody here needs to know what is in them."""
+
+    _fields_ = [("bytes", ctypes.c_byte * 1024)]
+
+
+class Batch(ctypes.Structure):
+    """llama.cpp's batch of tokens."""
+
+    _fields_ = [("count", ctypes.c_int32), ("pointers", ctypes.c_void_p * 6)]
+
+
+class LlamaCpp:
+    """llama.cpp through its C interface, with its own default settings but for the threads."""
+
+    def __init__(self, folder: Path, path: Path):
+        # 1. Load the libraries in the order in which they need each other.
+        libraries = [next(folder.glob(f"{name}.*so*")) for name in ("libggml-base", "libggml", "libllama")]
+        base, ggml, self.llama = (ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL) for library in libraries)
+        ggml.ggml_backend_load_all_from_path(str(folder).encode())
+        calls = {"model_default_params": Opaque, "context_default_params": Opaque, "batch_get_one": Batch}
+        pointers = ("model_load_from_file", "init_from_model", "get_memory", "get_logits_ith")
+        for name, result in (calls | dict.fromkeys(pointers, ctypes.c_void_p)).items():
+            getattr(self.llama, f"llama_{name}").restype = result
+
+        # 2. Open the model without a word.
+        self.silence = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
+        self.llama.llama_log_set(self.silence, None)
+        model = self.llama.llama_model_load_from_file(str(path).encode(), self.llama.llama_model_default_params())
+        self.context = ctypes.c_void_p(self.llama.llama_init_from_model(
+            ctypes.c_void_p(model), self.llama.llama_context_default_params()))
+        self.llama.llama_set_n_threads(self.context, THREADS, THREADS)
+        self.model, self.vocab_size = model, 32000
+
+    def decode(self, ids: list[int]) -> np.ndarray:
+        """Read ids behind those read before and return the scores of the next token."""
+        tokens = (ctypes.c_int32 * len(ids))(*ids)
+        if self.llama.llama_decode(self.context, self.llama.llama_batch_get_one(tokens, len(ids))):
+            raise RuntimeError("llama.cpp could not read the tokens")
+        scores = self.llama.llama_get_logits_ith(self.context, -1)
+        return np.ctypeslib.as_array(ctypes.cast(scores, ctypes.POINTER(ctypes.c_float)), (self.vocab_size,))
+
+    def read(self, ids: list[int]) -> np.ndarray:
+        """Read a prompt from an empty cache and return the scores of the next token."""
+        self.llama.llama_memory_clear(ctypes.c_void_p(self.llama.llama_get_memory(self.context)), True)
+        return self.decode(ids)
+
+    def speak(self) -> None:
+        """Say NEW_TOKENS tokens, the likeliest ones."""
+        token = int(self.read([1]).argmax())
+        for _ in range(NEW_TOKENS - 1):
+            token = int(self.decode([token]).argmax())
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.llama.llama_free(self.context)
+        self.llama.llama_model_free(ctypes.c_void_p(self.model))
+
+
+def write_gguf(config: ModelConfig, weights: Mapping, path: Path, kind: str) -> None:
+    """Write a file for llama.cpp with all matrices in one format and no tokenizer."""
+    # 1. Describe the model.
+    writer, c = gguf.GGUFWriter(str(path), "llama"), config
+    sizes = {"vocab_size": c.vocab_size, "context_length": c.max_seq_len, "embedding_length": c.d_model,
+             "block_count": c.num_layers, "feed_forward_length": c.d_ff, "head_count": c.num_heads,
+             "head_count_kv": c.num_kv_heads, "rope_dimension_count": c.head_dim, "rope_freq_base": c.rope_theta,
+             "layer_norm_rms_eps": c.norm_eps, "tokenizer_model": "no_vocab"}
+    for name, value in sizes.items():
+        getattr(writer, f"add_{name}")(value)
+
+    # 2. Rename each tensor, and pair the rows of queries and keys as llama.cpp turns them.
+    outside = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    parts = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
+             "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+             "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
+    for name in weights:
+        stem, array = name.removesuffix(".weight"), weights[name]
+        layer = re.match(r"model\.layers\.(\d+)\.(.*)", stem)
+        theirs = f"blk.{layer[1]}.{parts[layer[2]]}" if layer else outside[stem]
+        if stem.endswith(("q_proj", "k_proj")):
+            array = array.reshape(-1, 2, c.head_dim // 2, c.d_model).swapaxes(1, 2).reshape(array.shape)
+
+        # 3. Add it, matrices in their format.
+        kind_of = gguf.GGMLQuantizationType[kind if array.ndim == 2 else "F32"]
+        writer.add_tensor(f"{theirs}.weight", gguf.quants.quantize(array, kind_of), raw_dtype=kind_of)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def write_llama2c(config: ModelConfig, path: Path) -> None:
-    """Write a model of this shape for llama2.c: seven sizes, then numbers, the tables of angles among them."""
-    sizes = config.d_model, config.d_ff, config.num_layers, config.num_heads, config.num_kv_heads
-    vocabulary = config.vocab_size if config.tie_embeddings else -config.vocab_size
-    count = sum(math.prod(shape) for _, _, shape in tensor_shapes(config)) + CONTEXT * config.head_dim
-    dice = np.random.default_rng(0)
+def write_llama2c(config: ModelConfig, weights: Mapping, path: Path) -> None:
+    """Write a file for llama2.c. Its pairs of numbers lie otherwise than ours; for speed that is the same."""
+    # 1. The head: sizes, the vocabulary negative where the output head is a matrix of its own.
+    c = config
+    sizes = (c.d_model, c.d_ff, c.num_layers, c.num_heads, c.num_kv_heads,
+             c.vocab_size if c.tie_embeddings else -c.vocab_size, c.max_seq_len)
+    kinds = ("input_layernorm", *(f"self_attn.{n}_proj" for n in "qkvo"), "post_attention_layernorm",
+             "mlp.gate_proj", "mlp.down_proj", "mlp.up_proj")
+
+    # 2. One kind after the other, each with all layers; a table of angles that is not used any more.
     with open(path, "wb") as file:
-        file.write(np.array([*sizes, vocabulary, CONTEXT], np.int32).tobytes())
-        while count > 0:
-            part = dice.standard_normal(min(count, 1 << 24), np.float32) * np.float32(0.02)
-            file.write(part.tobytes())
-            count -= len(part)
+        np.array(sizes, np.int32).tofile(file)
+        weights["model.embed_tokens.weight"].tofile(file)
+        for kind in kinds:
+            for number in range(c.num_layers):
+                weights[f"model.layers.{number}.{kind}.weight"].tofile(file)
+        weights["model.norm.weight"].tofile(file)
+        np.zeros((c.max_seq_len, c.head_dim), np.float32).tofile(file)
+        if not c.tie_embeddings:
+            weights["lm_head.weight"].tofile(file)
 
 
-def ours(model: FastModel, tokens: int) -> tuple[float, float]:
-    """Return tokens per second of a prompt read in one pass, and of tokens made one by one."""
-    cache = model.new_cache(CONTEXT)
-    prompt = np.random.default_rng(1).integers(1, 32000, PROMPT)
+def llama2c_seconds(folder: Path, path: Path) -> float:
+    """Return the seconds that llama2.c takes for NEW_TOKENS tokens, by its own clock."""
+    command = [folder / "run", path, "-t", "0", "-n", str(NEW_TOKENS), "-z", folder / "tokenizer.bin"]
+    said = subprocess.run(command, capture_output=True, check=True).stderr.decode()
+    return NEW_TOKENS / float(re.search(r"achieved tok/s: ([\d.]+)", said)[1])
+
+
+def bandwidth(memory: np.ndarray) -> float:
+    """Return how many bytes a second two threads read together."""
+    halves = np.array_split(memory, THREADS)
+    threads = [threading.Thread(target=np.dot, args=(half, half)) for half in halves]
     began = time.perf_counter()
-    scores = model.forward(prompt, cache, last_only=True)
-    read = time.perf_counter()
-    for _ in range(tokens):
-        scores = model.forward([int(scores[-1].argmax())], cache)
-    return PROMPT / (read - began), tokens / (time.perf_counter() - read)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return memory.nbytes / (time.perf_counter() - began)
 
 
-def llama2c(folder: Path, model: Path, tokens: int) -> float:
-    """Return the tokens per second that llama2.c says."""
-    command = [folder / "run", model, "-z", folder / "tokenizer.bin", "-t", "0", "-n", str(tokens)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
-    said = subprocess.run(command, env=environment, capture_output=True, check=True).stderr.decode()
-    return float(re.search(r"tok/s: ([\d.]+)", said)[1])
+def seconds(work: Callable[[], object]) -> float:
+    """Return the seconds of a piece of work, after a pause in which the threads of the one before fall asleep."""
+    time.sleep(0.05)
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
 
 
-def llamacpp(tool: Path, model: Path, tokens: int) -> tuple[float, float]:
-    """Return the tokens per second that llama-bench says, of a prompt and of tokens made one by one."""
-    command = [tool, "-m", model, "-p", str(PROMPT), "-n", str(tokens), "-r", "1", "-t", str(THREADS), "-o", "json"]
-    found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-    return found[0]["avg_ts"], found[1]["avg_ts"]
+def compare(size: str, dtype: str, args: argparse.Namespace, memory: np.ndarray) -> list[list[str]]:
+    """Return the rows of one model in one format: one for each peer, or one without."""
+    # 1. Build ours, and the same for the others.
+    config = config_of(size)
+    weights, prompt = RandomWeights(config), list(range(1, PROMPT + 1))
+    ours, theirs, file = Ours(config, weights, dtype), None, None
+    with tempfile.TemporaryDirectory() as folder:
+        if args.llamacpp:
+            write_gguf(config, weights, Path(folder) / "model.gguf", GGUF_KINDS[dtype])
+            theirs = LlamaCpp(args.llamacpp, Path(folder) / "model.gguf")
+            a, b = ours.read(prompt), theirs.read(prompt)
+            if (match := np.corrcoef(a, b)[0, 1]) < (0.9 if dtype == "int4" else 0.99):
+                raise SystemExit(f"the scores of both sides match by {match:.3f}: they compute different models")
+        if args.llama2c and dtype == "fp32":
+            file = Path(folder) / "model.bin"
+            write_llama2c(config, weights, file)
+
+        # 2. Take turns, after one turn that does not count.
+        times: dict[str, list[float]] = {}
+        for turn in range(args.rounds + 1):
+            now = {"limit": bandwidth(memory), "ours": seconds(ours.speak)}
+            now["ours read"] = seconds(lambda: ours.read(prompt))
+            if theirs:
+                now |= {"llama.cpp": seconds(theirs.speak), "llama.cpp read": seconds(lambda: theirs.read(prompt))}
+            if file:
+                now["llama2.c"] = llama2c_seconds(args.llama2c, file)
+            for name, value in now.items() if turn else ():
+                times.setdefault(name, []).append(value)
+        if theirs:
+            theirs.close()
+    return rows_of(size, dtype, ours.model.nbytes, times)
 
 
-def speeds(name: str, peers: argparse.Namespace, folder: Path) -> Iterator[list[str]]:
-    """Yield the rows of one size. All ways take turns in each round, after a rest in which idle threads calm down."""
-    # 1. Make each model once; of the largest only those in short formats, for which the comparison is meant.
-    config, tokens = SHAPES[name]
-    formats = [kind for kind in FORMATS if name != "1.1 B" or kind.startswith("int")]
-    ways: dict[str, Callable[[], tuple[float, float]]] = {}
-    for kind in formats:
-        model = FastModel(config, RandomWeights(config), kind, THREADS)
-        ways[kind] = lambda model=model: ours(model, tokens)
-        if peers.llamacpp:
-            write_gguf(config, FORMATS[kind], folder / f"{kind}.gguf")
-            ways[FORMATS[kind]] = lambda kind=kind: llamacpp(peers.llamacpp, folder / f"{kind}.gguf", tokens)
-    if peers.llama2c and "fp32" in formats:
-        write_llama2c(config, folder / "model.bin")
-        ways["llama2.c"] = lambda: (math.nan, llama2c(peers.llama2c, folder / "model.bin", tokens))
+def rows_of(size: str, dtype: str, nbytes: int, times: dict[str, list[float]]) -> list[list[str]]:
+    """Return rows of the table for what was measured."""
+    # 1. Say what we reach.
+    middle = {name: statistics.median(values) for name, values in times.items()}
+    limits = zip(times["ours"], times["limit"], strict=True)
+    share = statistics.median(nbytes * NEW_TOKENS / took / limit for took, limit in limits)
+    mine = [size, dtype, f"{nbytes / 1e6:.0f}", f"{NEW_TOKENS / middle['ours']:.1f}", f"{share:.2f}",
+            f"{PROMPT / middle['ours read']:.0f}"]
 
-    # 2. Take turns.
-    times: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
-    for number in range(ROUNDS + 1):
-        for way, work in ways.items():
-            time.sleep(0.2)
-            measured = work()
-            if number:
-                times[way].append(measured)
-
-    # 3. Compare round by round.
-    def middle(way: str, which: int) -> str:
-        return f"{statistics.median(pair[which] for pair in times[way]):,.1f}" if way in times else ""
-
-    def share(way: str, which: int) -> str:
-        pairs = zip(times[kind], times.get(way, []), strict=False)
-        return f"{statistics.median(a[which] / b[which] for a, b in pairs):.2f}" if times.get(way) else ""
-
-    for kind in formats:
-        yield [name, kind, middle(kind, 1), FORMATS[kind], middle(FORMATS[kind], 1), share(FORMATS[kind], 1),
-               share("llama2.c", 1) if kind == "fp32" else "", middle(kind, 0), middle(FORMATS[kind], 0),
-               share(FORMATS[kind], 0)]
+    # 2. And how many times as long the others take.
+    rows = []
+    for peer in [name for name in ("llama.cpp", "llama2.c") if name in times] or ["-"]:
+        cells = ["-", "-", "-", "-"]
+        for place, (work, amount) in enumerate((("", NEW_TOKENS), (" read", PROMPT))):
+            if peer + work in times:
+                pairs = zip(times[peer + work], times["ours" + work], strict=True)
+                cells[2 * place] = f"{amount / middle[peer + work]:.{1 - place}f}"
+                cells[2 * place + 1] = f"{statistics.median(a / b for a, b in pairs):.2f}"
+        name = f"llama.cpp {GGUF_KINDS[dtype]}" if peer == "llama.cpp" else peer
+        rows.append([*mine, name, *cells])
+    return rows
 
 
-def bits_per_byte(kind: str, count: int = 40) -> float:
-    """Return the surprise of the storyteller at fresh stories, with its matrices in this format."""
-    folder = ROOT / "models/storyteller"
-    config, weights = load_weights(folder)
-    model, tokenizer = FastModel(config, weights, kind), load_tokenizer(folder)
-    bits = size = 0
-    for story in generate(count, seed=12345):
-        ids = [tokenizer.eos_id, *tokenizer.encode(story)]
-        scores = model.forward(ids[:-1]).astype(np.float64)
-        scores -= scores.max(axis=1, keepdims=True)
-        chances = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
-        bits -= chances[range(len(ids) - 1), ids[1:]].sum() / math.log(2)
-        size += len(story.encode())
-    return bits / size
+def quality() -> str:
+    """Return how many bits the storyteller needs for a byte of stories that it has not read, in each format."""
+    # 1. Tell stories with a seed of their own.
+    from corpora.stories import generate
+    from engine import load_model
+
+    stories, found = generate(40, seed=987_654), []
+    for dtype in GGUF_KINDS:
+        engine, bits = load_model(ROOT / "models" / "storyteller", dtype, fast=True), 0.0
+        for story in stories:
+            # 2. Add up what each token costs, the end included.
+            ids = [engine.tokenizer.bos_id or engine.tokenizer.eos_id, *engine.tokenizer.encode(story)]
+            ids = ids[: engine.model.config.max_seq_len]
+            scores = engine.forward(ids[:-1]).astype(np.float64)
+            chances = scores[np.arange(len(ids) - 1), ids[1:]] - np.log(np.exp(scores).sum(axis=1))
+            bits -= chances.sum() / np.log(2) / len(engine.tokenizer.decode_bytes(ids[1:]))
+        found.append(bits / len(stories))
+    named = zip(GGUF_KINDS, found, strict=True)
+    parts = [f"{name} {value:.4f} ({100 * (value / found[0] - 1):+.2f} %)" for name, value in named]
+    return "Storyteller, bits per byte: " + ", ".join(parts)
 
 
-def peak_memory(kind: str) -> float:
-    """Return the most memory that loading the largest model takes, as a multiple of its packed matrices."""
-    code = (f"import resource; from benchmarks.bench_engine import *; c, _ = SHAPES['1.1 B']; "
-            f"m = FastModel(c, RandomWeights(c), {kind!r}); m.forward([1, 2, 3]); "
-            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / m.nbytes)")
-    return float(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True).stdout)
+# What a process of its own runs: the imports that anybody pays for, then the time to the first piece of text.
+START = """
+import time
+import numpy, numba
+began = time.perf_counter()
+from engine import load_model
+next(load_model("models/storyteller").generate("Once", temperature=0))
+print(time.perf_counter() - began)
+"""
 
 
-def second_start() -> float:
-    """Return the seconds from start to first token of the storyteller, beyond importing NumPy and Numba."""
-    model = str(ROOT / "models/storyteller")
-    say = [sys.executable, "-m", "engine", model, "--max-new-tokens", "1"]
-    found = []
-    for command in (say, say, [sys.executable, "-c", "import numpy, numba"], say):
-        began = time.perf_counter()
-        subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
-        found.append(time.perf_counter() - began)
-    return found[3] - found[2]
+def second_start() -> str:
+    """Return the time to the first token of the storyteller in a new process, when it has been started before."""
+    command = [sys.executable, "-c", START]
+    took = [subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout for _ in range(4)]
+    return f"Second start to the first token, beyond NumPy and Numba: {statistics.median(map(float, took[1:])):.2f} s"
+
+
+def peak(size: str, dtype: str) -> str:
+    """Return the most memory that a process takes to load a model and say a few tokens, in units of its weights."""
+    command = [sys.executable, __file__, "--peak", size, dtype]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout.decode().strip()
+
+
+def print_peak(size: str, dtype: str) -> None:
+    """Load a model, say a few tokens, and print the most memory that this process has had."""
+    ours = Ours(config_of(size), RandomWeights(config_of(size)), dtype)
+    ours.read([1, 2, 3])
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(f"Peak memory {size} {dtype}: {most / 1e6:.0f} MB, {most / ours.model.nbytes:.2f} of the packed weights")
 
 
 def main() -> None:
-    """Measure, and write two tables."""
-    from benchmarks.measure import write_table  # it loads PyTorch, which the memory of a model would be measured with
-
+    """Measure everything, and write the table."""
+    # 1. Read what to measure.
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--llama2c", type=Path)
     parser.add_argument("--llamacpp", type=Path)
-    parser.add_argument("--sizes", nargs="+", default=list(SHAPES), choices=SHAPES)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--dtypes", nargs="+", choices=GGUF_KINDS, default=list(GGUF_KINDS))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--peak", nargs=2, metavar=("SIZE", "DTYPE"), help="only print the memory that one model takes")
     parser.add_argument("--write", action="store_true")
-    peers = parser.parse_args()
+    args = parser.parse_args()
+    if args.peak:
+        return print_peak(*args.peak)
 
-    # 1. Speed.
-    rows = [["model", "format", "ours, tokens/s", "llama.cpp's", "llama.cpp, tokens/s", "ours × llama.cpp",
-             "ours × llama2.c", "prompt of 128, tokens/s", "llama.cpp", "ours × llama.cpp"]]
-    for name in peers.sizes:
-        with tempfile.TemporaryDirectory() as folder:
-            rows += speeds(name, peers, Path(folder))
+    # 2. Measure.
+    rows, memory = [["model", "format", "MB", "tokens/s", "of the bandwidth", "prompt/s", "peer", "its tokens/s",
+                     "ours / its", "its prompt/s", "ours / its"]], aligned_empty(1 << 28)
+    memory.fill(1)
+    for size in args.sizes:
+        for dtype in args.dtypes:
+            rows += compare(size, dtype, args, memory)
+            print(rows[-1], file=sys.stderr, flush=True)
+
+    # 3. Write the table, and what is no row of it.
     write_table("engine", rows)
-
-    # 2. What short numbers cost, and what a start costs.
-    print()
-    whole = bits_per_byte("fp32")
-    costs = [["measure", "value"]]
-    for kind in ("bf16", "int8", "int4"):
-        change = 100 * (bits_per_byte(kind) / whole - 1)
-        costs.append([f"storyteller, bits per byte in {kind} against fp32", f"{change:+.2f} %"])
-    if "1.1 B" in peers.sizes:
-        costs.append(["peak memory of 1.1 B in int8, × its weights", f"{peak_memory('int8'):.2f}"])
-    costs.append(["second start to first token, storyteller, beyond the imports", f"{second_start():.2f} s"])
-    write_table("engine_costs", costs)
+    beside = "\n".join(["", quality(), "", second_start(), "", peak("1.1 B", "int8"), ""])
+    print(beside)
+    if args.write:
+        with open(RESULTS / "engine.md", "a", encoding="utf-8") as file:
+            file.write(beside)
 
 
 if __name__ == "__main__":
-    with contextlib.redirect_stderr(io.StringIO()):
-        main()
+    main()

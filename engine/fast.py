@@ -25,6 +25,9 @@ if machine.HAS_VNNI:
 # Tokens of a prompt that go through the model together, and the window of a model that has none.
 CHUNK, NO_WINDOW = 128, 1 << 40
 
+# Rows that are rounded and packed at a time: whole panels, and some megabytes.
+ROWS = 2048
+
 
 class FastCache:
     """What every layer remembers of one text of up to `max_len` tokens; `length` tokens are in it."""
@@ -57,7 +60,7 @@ class FastModel:
             raise ValueError(f"threads is {threads}: it must be 1 to {numba.config.NUMBA_NUM_THREADS} on this machine")
 
         # 2. Pack the matrices one at a time: while a model is loaded, little more than the model is in memory.
-        self._packed = [pack(quantize(matrix, dtype)) for matrix in _matrices(config, weights)]
+        self._packed = [pack_rows(matrix, dtype) for matrix in _matrices(config, weights)]
         self._embedding = weights["model.embed_tokens.weight"]
         form, size = DTYPES.index(dtype), kernels.BLOCK_BYTES[DTYPES.index(dtype)]
         plan = np.array([[packed.ctypes.data, form, packed.shape[1] // size, len(packed)] for packed in self._packed])
@@ -178,6 +181,16 @@ def _matrices(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> Iterato
 
     # 3. End with the output head.
     yield weights["model.embed_tokens.weight" if config.tie_embeddings else "lm_head.weight"]
+
+
+def pack_rows(matrix: np.ndarray, dtype: str) -> np.ndarray:
+    """Return the panels of a float32 matrix (N, C) in a format, some rows at a time.
+
+    Rounding takes several times the memory of the rows that it rounds.
+    """
+    parts = [pack(quantize(matrix[first : first + ROWS], dtype)) for first in range(0, len(matrix), ROWS)]
+    whole = machine.aligned_empty((sum(map(len, parts)), parts[0].shape[1]), np.uint8)
+    return np.concatenate(parts, out=whole)
 
 
 def pack(matrix: Matrix) -> np.ndarray:

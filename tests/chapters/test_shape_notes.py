@@ -149,6 +149,15 @@ def decoding(traced: Traced) -> None:
             next(module.speculative_generate(large, draft, text, greedy, draft_tokens=T - 1))
 
 
+def experiments(traced: Traced) -> None:
+    module, config = traced.module, dataclasses.replace(CONFIG, num_layers=1)
+    with traced.sizes(same=["TS"], B=B, T=T, S=T, C=C, H=H, K=K, D=D):
+        for kind in (module.ByHand, module.Leaking, module.PostNorm):
+            kind(config)(ids())
+    with traced.sizes(B=B, T=CONFIG.max_seq_len, C=C):
+        module.LearnedPositions(config)(ids(B, CONFIG.max_seq_len))
+
+
 def running_example(traced: Traced) -> None:
     with traced.sizes(T=3, C=4, D=2):
         traced.module.embed()
@@ -165,6 +174,7 @@ SCENARIOS = {
     "ch09_decoding": decoding,
     "ch09_fused": fused,
     "ch09_inference": inference,
+    "ch10_experiments": experiments,
     "running_example": running_example,
 }
 

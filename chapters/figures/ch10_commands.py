@@ -1,0 +1,61 @@
+"""Type the commands of chapter 10 that take long, or that wait for somebody to type, and record what they print.
+
+    python chapters/figures/ch10_commands.py [NAME …]       all of them, or those named
+
+What a command prints goes to `benchmarks/results/command_NAME.md`, with the line that was typed above it. Everything
+is done in an empty folder, which is removed afterwards.
+"""
+
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+STORYTELLER = "--model models/storyteller"
+
+# What is typed at the shell, and what is typed into the running program.
+COMMANDS = {
+    "train": ("main.py train --preset nano --max-steps 40 --batch-size 16 --eval-every 20 --runs runs", ""),
+    "doctor": ("main.py doctor", ""),
+    "chat": (f"main.py chat {STORYTELLER} --max-new-tokens 24",
+             "Once upon a time, there lived a boy named Tom.\nOne sunny day, his friend Ella"),
+    "eval": (f"main.py eval {STORYTELLER} --documents 100", ""),
+    "export": (f"main.py export {STORYTELLER} --to gguf --out storyteller.gguf", ""),
+    "onefile": ("gpt.py --steps 40", ""),
+}
+
+
+def record(name: str, folder: Path) -> None:
+    """Run one command in `folder` and write down what it printed, on whichever of the two channels."""
+    # 1. Run. What the reader's terminal would show of typed lines has to be put in: nobody sees a pipe.
+    line, typed = COMMANDS[name]
+    arguments = shlex.split(line)
+    program = ROOT / arguments[0] if arguments[0] == "main.py" else arguments[0]
+    given = [str(ROOT / part) if part.startswith("models/") else part for part in arguments[1:]]
+    done = subprocess.run([sys.executable, program, *given], cwd=folder, input=typed, capture_output=True, text=True,
+                          check=True)
+
+    # 2. Leave out what the progress bar overwrote, and show the lines typed.
+    shown = done.stdout.replace(f"{folder}/", "").replace(f"{ROOT}/", "")
+    for answer in typed.splitlines():
+        shown = shown.replace("> ", f"\0{answer}\n", 1)
+    lines = [part.rstrip() for part in shown.replace("\0", "> ").splitlines()]
+    text = "\n".join(lines).strip("\n")
+    (RESULTS / f"command_{name}.md").write_text(f"```text\n$ python {line}\n{text}\n```\n", encoding="utf-8")
+    print(text, flush=True)
+
+
+def main(*names: str) -> None:
+    """Record the commands that are named, or all."""
+    with tempfile.TemporaryDirectory() as folder:
+        if "onefile" in (names or COMMANDS):
+            subprocess.run([sys.executable, ROOT / "main.py", "onefile"], cwd=folder, check=True)
+        for name in names or COMMANDS:
+            record(name, Path(folder))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
