@@ -167,7 +167,7 @@ def _zeros(shape: tuple[int, ...]) -> np.ndarray:
 
 def _matrices(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> Iterator[np.ndarray]:
     """Yield the output head, then the matrices in the order of the plan, those that read the same input as one."""
-    # 1. Join queries, keys and values.
+    # 1. Begin with the largest. Then join queries, keys and values.
     yield weights["model.embed_tokens.weight" if config.tie_embeddings else "lm_head.weight"]
     for number in range(config.num_layers):
         attention, mlp = (f"model.layers.{number}.{part}." for part in ("self_attn", "mlp"))
