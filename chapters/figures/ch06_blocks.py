@@ -145,11 +145,12 @@ def train(
 
 
 def cell(results: list[float]) -> str:
-    """Return the middle one of five losses, and the range; or how many runs ended in "not a number"."""
-    lost = sum(math.isnan(loss) for loss in results)
-    if lost:
-        return f"not a number ({lost} of {len(results)})"
-    return f"{sorted(results)[len(results) // 2]:.2f} ({min(results):.2f} to {max(results):.2f})"
+    """Return the middle one of five losses, and the range; or how many runs ended in "not a number", and the others."""
+    kept = sorted(loss for loss in results if not math.isnan(loss))
+    if len(kept) < len(results):
+        others = f"; the others {kept[0]:.2f} to {kept[-1]:.2f}" if kept else ""
+        return f"not a number ({len(results) - len(kept)} of {len(results)}{others})"
+    return f"{kept[len(kept) // 2]:.2f} ({kept[0]:.2f} to {kept[-1]:.2f})"
 
 
 def write(name: str, lines: list[str], note: str) -> None:
