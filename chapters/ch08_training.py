@@ -190,15 +190,17 @@ class Trainer:
         self.model = self.team.spread(self.whole)
         self.train_rows, self.validation_rows, self.on_evaluation = train, validation, on_evaluation
 
-        # 2. Choose the number format explicitly. Compile the step where that pays; the loss is the same either way.
+        # 2. Choose the number format explicitly, and with it whether small slopes need help.
         self.dtype = choose_dtype(config.dtype, self.device)
         self.optimizers = make_optimizers(self.model, config, self.dtype)
         self.scaler = loss_scaler(self.device, self.dtype)
+
+        # 3. Compile the step where that pays; the loss is the same either way.
         self.compiled = self.team.compiles and compiler_pays(config, self.device)
         self.loss_of = torch.compile(self.loss_on) if self.compiled else self.loss_on
         self.step, self.stop_requested, self.last_score = 0, False, math.nan
 
-        # 3. Remember since the last evaluation: the losses, and the seconds spent on steps alone.
+        # 4. Remember since the last evaluation: the losses, and the seconds spent on steps alone.
         self.losses, self.seconds = [], 0.0
         self.checkpoint = self.run_folder / "checkpoint" / "state.safetensors"
 
