@@ -134,24 +134,15 @@ def work_overflow_in_one(team: Alone, folder: Path) -> None:
     """Let the numbers of the second process overflow in one step: no process may take it."""
     trainer = trainer_of(team, folder / "overflow", dtype="float16", optimizer="muon")
     real, before = trainer.loss_on, weights(trainer)
-    if team.rank == 1:
-        trainer.loss_of = lambda *args: OverflowOnTheWayBack.apply(real(*args))
+
+    def overflowing(*batch) -> torch.Tensor:
+        (loss := real(*batch)).register_hook(lambda slope: slope * (math.inf if team.rank and not trainer.step else 1))
+        return loss
+
+    trainer.loss_of = overflowing
     told = steps(trainer, 1)
     moved = [name for name, weight in weights(trainer).items() if not torch.equal(weight, before[name])]
-    trainer.loss_of = real
-    keep(team, folder, "overflow", [told + steps(trainer, 2), moved, trainer.scaler.get_scale()], weights(trainer))
-
-
-class OverflowOnTheWayBack(torch.autograd.Function):
-    """A number as it is, whose slope is too large for any format."""
-
-    @staticmethod
-    def forward(ctx, number):
-        return number.clone()
-
-    @staticmethod
-    def backward(ctx, slope):
-        return slope * math.inf
+    keep(team, folder, "overflow", [told + steps(trainer, 2), moved, trainer.scaler.get_scale()])
 
 
 def work_average_as_ddp(team: Alone, folder: Path) -> None:
