@@ -12,7 +12,7 @@ import numpy as np
 
 from engine import machine
 from engine.config import ModelConfig
-from engine.quantize import DTYPES, Matrix, quantize
+from engine.quantize import DTYPES, GROUP, Matrix, quantize
 from engine.rope import rope_frequencies, rope_tables
 
 # The kernels need the instructions that they are made of.
@@ -59,28 +59,32 @@ class FastModel:
         if not 1 <= self.threads <= numba.config.NUMBA_NUM_THREADS:
             raise ValueError(f"threads is {threads}: it must be 1 to {numba.config.NUMBA_NUM_THREADS} on this machine")
 
-        # 2. Pack the matrices one at a time, the largest one first: while a model is loaded, little more than the
-        # model is in memory.
-        self._embedding = weights["model.embed_tokens.weight"]
-        head, *layers = (pack_rows(matrix, dtype) for matrix in _matrices(config, weights))
-        self._packed = [*layers, head]
-        form, size = DTYPES.index(dtype), kernels.BLOCK_BYTES[DTYPES.index(dtype)]
-        plan = np.array([[packed.ctypes.data, form, packed.shape[1] // size, len(packed)] for packed in self._packed])
+        # 2. Give each matrix its place in one piece of memory: one stream for a whole token, in large pages throughout.
+        plan, size = _plan(config, DTYPES.index(dtype))
+        self._packed = machine.aligned_empty(size, np.uint8)
+        plan[:, kernels.ADDRESS] += self._packed.ctypes.data
 
-        # 3. Take the small vectors as they are.
+        # 3. Pack them there one at a time: while a model is loaded, little more than the model is in memory. The
+        # embedding is only looked up in. Beside rounded matrices bfloat16 is good enough for it.
+        self._embedding = quantize(weights["model.embed_tokens.weight"], "fp32" if dtype == "fp32" else "bf16")
+        for (address, _, blocks, panels), matrix in zip(plan.tolist(), _matrices(config, weights), strict=True):
+            start, block = address - self._packed.ctypes.data, kernels.BLOCK_BYTES[plan[0, kernels.FORMAT]]
+            pack_rows(matrix, dtype, self._packed[start : start + panels * blocks * block].reshape(panels, -1))
+
+        # 4. Take the small vectors as they are.
         attention = [f"model.layers.{number}.self_attn." for number in range(config.num_layers)]
         kinds = "input_layernorm", "post_attention_layernorm"
         names = [layer.replace("self_attn", kind) + "weight" for layer in attention for kind in kinds]
         norms = np.stack([weights[name] for name in [*names, "model.norm.weight"]])
 
-        # 4. Do the same with those that not every model has. Empty ones say so.
+        # 5. Do the same with those that not every model has. Empty ones say so.
         heads, biases = np.zeros((config.num_layers, 0, 0), np.float32), np.zeros((config.num_layers, 0), np.float32)
         if config.qk_norm:
             heads = np.array([[weights[f"{layer}{n}_norm.weight"] for n in "qk"] for layer in attention])
         if config.qkv_bias:
             biases = np.array([np.hstack([weights[f"{layer}{n}_proj.bias"] for n in "qkv"]) for layer in attention])
 
-        # 5. Keep them in the order that a step asks for, and remember the rooms that it works in.
+        # 6. Keep them in the order that a step asks for, and remember the rooms that it works in.
         self._arrays, self._rooms = (plan, norms, heads, biases), {}
 
     @staticmethod
@@ -91,7 +95,7 @@ class FastModel:
     @property
     def nbytes(self) -> int:
         """The bytes of all packed matrices: what is read from memory for one token."""
-        return sum(packed.nbytes for packed in self._packed)
+        return self._packed.nbytes
 
     def new_cache(self, max_len: int) -> FastCache:
         """Return an empty memory for one text of up to `max_len` tokens."""
@@ -126,15 +130,14 @@ class FastModel:
         c, tokens, scored = self.config, len(ids), 1 if last_only else len(ids)
         sizes = np.array([tokens, cache.length, scored, c.num_layers, c.num_heads, c.num_kv_heads, c.head_dim,
                           c.sliding_window or NO_WINDOW, c.rope_interleaved])
-        logits = np.empty((scored, len(self._packed[-1]) * PANEL), np.float32)
+        logits = np.empty((scored, self._arrays[0][-1, kernels.PANELS] * PANEL), np.float32)
         scores = machine.aligned_empty((self.threads, kernels.TILE, cache.capacity))
-
 
         # 2. Let all threads work; then count the tokens as read.
         inputs, buffers, counter = self._room(1 if tokens == 1 else CHUNK)
         numba.set_num_threads(self.threads)
         kernels.step(self.threads, sizes, np.float32(c.norm_eps), self._arrays, cache.arrays, inputs, buffers,
-                     self._embedding[ids], scores, logits, counter)
+                     self._embedding.rows(ids), scores, logits, counter)
         cache.length += tokens
         return logits[:, :c.vocab_size]
 
@@ -165,10 +168,26 @@ def _zeros(shape: tuple[int, ...]) -> np.ndarray:
     return array
 
 
+def _plan(config: ModelConfig, form: int) -> tuple[np.ndarray, int]:
+    """Return a row for each matrix, int64: place, format, blocks of a panel, panels; and the bytes of all together.
+
+    Matrices that read the same input are one. The output head comes last.
+    """
+    # 1. List the rows and columns. Gates come in half panels (see `_matrices`).
+    width, inner, half = config.d_model, config.num_heads * config.head_dim, PANEL // 2
+    hidden, pairs = -(-config.d_ff // half) * half, 2 * config.num_kv_heads * config.head_dim
+    layer = [(inner + pairs, width), (width, inner), (2 * hidden, width), (width, hidden)]
+
+    # 2. Put one behind the other.
+    shapes = np.array([*layer * config.num_layers, (config.vocab_size, width)])
+    panels, blocks = -(-shapes // (PANEL, 1 if form in (kernels.FP32, kernels.BF16) else GROUP)).T
+    ends = np.cumsum(panels * blocks * kernels.BLOCK_BYTES[form])
+    return np.stack([np.append(0, ends[:-1]), np.full_like(ends, form), blocks, panels], axis=1), int(ends[-1])
+
+
 def _matrices(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> Iterator[np.ndarray]:
-    """Yield the output head, then the matrices in the order of the plan, those that read the same input as one."""
-    # 1. Begin with the largest. Then join queries, keys and values.
-    yield weights["model.embed_tokens.weight" if config.tie_embeddings else "lm_head.weight"]
+    """Yield the matrices in the order of the plan, float32, those that read the same input as one."""
+    # 1. Join queries, keys and values.
     for number in range(config.num_layers):
         attention, mlp = (f"model.layers.{number}.{part}." for part in ("self_attn", "mlp"))
         yield np.concatenate([weights[f"{attention}{name}_proj.weight"] for name in "qkv"])
@@ -189,15 +208,18 @@ def _matrices(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> Iterato
         del mixed, rows
         yield np.pad(weights[f"{mlp}down_proj.weight"], ((0, 0), (0, extra)))
 
+    # 4. End with the output head.
+    yield weights["model.embed_tokens.weight" if config.tie_embeddings else "lm_head.weight"]
 
-def pack_rows(matrix: np.ndarray, dtype: str) -> np.ndarray:
-    """Return the panels of a float32 matrix (N, C) in a format, some rows at a time.
+
+def pack_rows(matrix: np.ndarray, dtype: str, out: np.ndarray) -> None:
+    """Write the panels of a float32 matrix (N, C) in a format to out, uint8 (panels, bytes), some rows at a time.
 
     Rounding takes several times the memory of the rows that it rounds.
     """
-    parts = [pack(quantize(matrix[first : first + ROWS], dtype)) for first in range(0, len(matrix), ROWS)]
-    whole = machine.aligned_empty((sum(map(len, parts)), parts[0].shape[1]), np.uint8)
-    return np.concatenate(parts, out=whole)
+    for first in range(0, len(matrix), ROWS):
+        packed = pack(quantize(matrix[first : first + ROWS], dtype))
+        out[first // PANEL : first // PANEL + len(packed)] = packed
 
 
 def pack(matrix: Matrix) -> np.ndarray:

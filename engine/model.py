@@ -144,10 +144,10 @@ class Model:
         gpt2 = config.family == "gpt2"
 
         # 2. Take what stands below the blocks and above them. The embedding table is only looked up in, a row at a
-        # time, so rounding it would gain nothing; as a tied head it is multiplied with, like any other matrix.
+        # time: bfloat16 is short enough for it. As a tied head it is multiplied with, like any other matrix.
         table, norm = ("wte.weight", "ln_f.weight") if gpt2 else ("model.embed_tokens.weight", "model.norm.weight")
-        self._embedding, self._norm = weights[table], weights[norm]
-        self._head = quantize(self._embedding if config.tie_embeddings else weights["lm_head.weight"], dtype)
+        self._embedding, self._norm = quantize(weights[table], "fp32" if dtype == "fp32" else "bf16"), weights[norm]
+        self._head = quantize(weights[table if config.tie_embeddings else "lm_head.weight"], dtype)
 
         # 3. Know about positions what the family asks for: learnt vectors, or speeds of rotation.
         if gpt2:
@@ -219,7 +219,7 @@ class Model:
 
         Shapes: ids and positions (T,) -> (T, C).
         """
-        x = self._embedding[ids]  # (T, C)
+        x = self._embedding.rows(ids)  # (T, C)
         return x + self._positions[positions] if self.config.family == "gpt2" else x  # (T, C)
 
     def _block_at(self, positions: np.ndarray) -> Callable[[np.ndarray, Mapping, Memory], np.ndarray]:
