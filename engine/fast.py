@@ -12,6 +12,7 @@ import numpy as np
 
 from engine import machine
 from engine.config import ModelConfig
+from engine.model import checked_ids
 from engine.quantize import DTYPES, GROUP, Matrix, quantize
 from engine.rope import rope_frequencies, rope_tables
 
@@ -32,15 +33,16 @@ ROWS = 2048
 class FastCache:
     """What every layer remembers of one text of up to `max_len` tokens; `length` tokens are in it."""
 
-    def __init__(self, config: ModelConfig, max_len: int):
+    def __init__(self, config: ModelConfig, max_len: int, threads: int):
         # 1. Make room in panels, as the kernels read them; and work out the angles of all positions once.
-        self.max_len, self.length, self.capacity = max_len, 0, -(-max_len // PANEL) * PANEL
+        self.max_len, self.length, capacity = max_len, 0, -(-max_len // PANEL) * PANEL
         layers, heads, size = config.num_layers, config.num_kv_heads, config.head_dim
-        keys = _zeros((layers, heads, self.capacity // PANEL, size, PANEL))
-        values = _zeros((layers, heads, -(-size // PANEL), self.capacity, PANEL))
+        keys = _zeros((layers, heads, capacity // PANEL, size, PANEL))
+        values = _zeros((layers, heads, -(-size // PANEL), capacity, PANEL))
         speeds = rope_frequencies(size, config.rope_theta, config.rope_scaling)
-        # 2. Keep them in the order that a step asks for.
-        self.arrays = *rope_tables(np.arange(max_len), speeds), keys, values
+        # 2. Keep them in the order that a step asks for, and room for each thread's scores.
+        scores = machine.aligned_empty((threads, kernels.TILE, capacity))
+        self.arrays = *rope_tables(np.arange(max_len), speeds), keys, values, scores
 
 
 class FastModel:
@@ -85,7 +87,9 @@ class FastModel:
             biases = np.array([np.hstack([weights[f"{layer}{n}_proj.bias"] for n in "qkv"]) for layer in attention])
 
         # 6. Keep them in the order that a step asks for, and remember the rooms that it works in.
-        self._arrays, self._rooms = (plan, norms, heads, biases), {}
+        self._arrays, self._rooms = (plan, norms, heads, biases, np.float32(config.norm_eps)), {}
+        self._sizes = np.array([0, 0, 0, config.num_layers, config.num_heads, config.num_kv_heads, config.head_dim,
+                                config.sliding_window or NO_WINDOW, config.rope_interleaved])
 
     @staticmethod
     def supports(config: ModelConfig) -> bool:
@@ -99,7 +103,7 @@ class FastModel:
 
     def new_cache(self, max_len: int) -> FastCache:
         """Return an empty memory for one text of up to `max_len` tokens."""
-        return FastCache(self.config, max_len)
+        return FastCache(self.config, max_len, self.threads)
 
     def forward(self, ids: Sequence[int], cache: FastCache | None = None, last_only: bool = False) -> np.ndarray:
         """Return the score of every token of the vocabulary after each of these ids, or after the last one only.
@@ -110,14 +114,8 @@ class FastModel:
         Raises ValueError for no ids, for ids that the model does not have, and for more than cache or context hold.
         """
         # 1. Refuse what cannot be read.
-        ids, size = np.asarray(ids, dtype=np.int64), self.config.vocab_size
-        cache = self.new_cache(max(len(ids), 1)) if cache is None else cache
-        room, end = min(self.config.max_seq_len, cache.max_len), cache.length + len(ids)
-        if not len(ids) or len(wrong := ids[(ids < 0) | (ids >= size)]):
-            raise ValueError(f"id {wrong[0]} is no token of this model: ids go from 0 to {size - 1}" if len(ids)
-                             else "there are no ids: give at least one")
-        if end > room:
-            raise ValueError(f"{end} tokens are more than the {room} that fit: shorten the text")
+        ids = checked_ids(ids, self.config, cache)
+        cache = self.new_cache(len(ids)) if cache is None else cache
 
         # 2. Go through a long prompt in pieces, which fit into the processor's own memory.
         pieces = [ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK)]
@@ -126,20 +124,18 @@ class FastModel:
 
     def _step(self, ids: np.ndarray, cache: FastCache, last_only: bool) -> np.ndarray:
         """Return the scores after some ids that fit into one step, and put them into the cache."""
-        # 1. Say how large everything is, and make room for the result.
-        c, tokens, scored = self.config, len(ids), 1 if last_only else len(ids)
-        sizes = np.array([tokens, cache.length, scored, c.num_layers, c.num_heads, c.num_kv_heads, c.head_dim,
-                          c.sliding_window or NO_WINDOW, c.rope_interleaved])
+        # 1. Say how many there are, and make room for the result. What is done here once for a token is done without
+        # the processor's memories: the weights have just pushed all else out of them. So there is little of it.
+        scored = 1 if last_only else len(ids)
+        self._sizes[: kernels.LAYERS] = len(ids), cache.length, scored
         logits = np.empty((scored, self._arrays[0][-1, kernels.PANELS] * PANEL), np.float32)
-        scores = machine.aligned_empty((self.threads, kernels.TILE, cache.capacity))
 
         # 2. Let all threads work; then count the tokens as read.
-        inputs, buffers, counter = self._room(1 if tokens == 1 else CHUNK)
         numba.set_num_threads(self.threads)
-        kernels.step(self.threads, sizes, np.float32(c.norm_eps), self._arrays, cache.arrays, inputs, buffers,
-                     self._embedding.rows(ids), scores, logits, counter)
-        cache.length += tokens
-        return logits[:, :c.vocab_size]
+        kernels.step(self.threads, self._sizes, self._arrays, cache.arrays, *self._room(1 if len(ids) == 1 else CHUNK),
+                     self._embedding.rows(ids), logits)
+        cache.length += len(ids)
+        return logits[:, : self.config.vocab_size]
 
     def _room(self, tokens: int) -> tuple:
         """Return the arrays that a step of up to so many tokens works in; they are made once."""
@@ -151,13 +147,12 @@ class FastModel:
         # 2. Make room for the widest input, in whole blocks and lines.
         widest = max(blocks * kernels.INPUT_BYTES[form] for _, form, blocks, _ in plan.tolist())
         floats = _zeros((max(tokens, self.threads), -(-widest // 64) * 16))
-        inputs = floats, floats.view(np.int8), floats.view(np.int32)
 
         # 3. Make a row for each token, as wide as the panels that are written to it; and one for each thread.
         qkv, change, gates, _ = (plan[: kernels.MATRICES, kernels.PANELS] * PANEL).tolist()
         rows = [_zeros((tokens, width)) for width in (qkv, c.num_heads * c.head_dim, change, gates, gates // 2)]
         scratch = _zeros((self.threads, max(c.d_model, 2 * kernels.TILE * (c.head_dim + PANEL))))
-        self._rooms[tokens] = inputs, (*rows, scratch), np.zeros(1, np.int64)
+        self._rooms[tokens] = floats, (*rows, scratch), np.zeros(1, np.int64)
         return self._rooms[tokens]
 
 

@@ -400,7 +400,7 @@ def read(form, source, norm, eps, thread, threads, tokens, inputs, scratch, coun
         if len(norm):
             normalize(x, norm, eps, scratch)
             x = scratch[: len(x)]
-        prepare(form, x, inputs[0][row], inputs[1][row], inputs[2][row])
+        prepare(form, x, inputs[row], inputs[row].view(np.int8), inputs[row].view(np.int32))
     # 3. Let all be ready before one of them is used.
     if tokens > 1:
         meet(counter, threads * (stage + 1))
@@ -408,13 +408,13 @@ def read(form, source, norm, eps, thread, threads, tokens, inputs, scratch, coun
 
 
 @compiled()
-def work(thread, threads, sizes, eps, model, cache, inputs, buffers, x, scores, logits, counter):
+def work(thread, threads, sizes, model, cache, inputs, buffers, counter, x, logits):
     """Do one thread's part of a step: all tokens through all layers, five stages each, and the output head."""
     # 1. Find the thread's place.
-    (plan, norms, head_norms, biases), (cos, sin, keys, values) = model, cache
+    (plan, norms, head_norms, biases, eps), (cos, sin, keys, values, scores) = model, cache
     (qkv, found, change, gates, hidden, scratch), none, counter = buffers, norms[0][:0], counter.ctypes.data
-    tokens, stage, mine, stride = sizes[TOKENS], 0, scratch[thread], inputs[0].shape[1] * 4
-    place, own_heads = inputs[0].ctypes.data, share(sizes[KV_HEADS], thread, threads)
+    tokens, stage, mine, stride = sizes[TOKENS], 0, scratch[thread], inputs.shape[1] * 4
+    place, own_heads = inputs.ctypes.data, share(sizes[KV_HEADS], thread, threads)
     for layer, which in np.ndindex(sizes[LAYERS], MATRICES):
         # 2. Choose: every other matrix reads the stream, the others what the stage before has made.
         stream, matrix = which == QKV or which == GATE_UP, plan[layer * MATRICES + which]
@@ -449,8 +449,8 @@ def work(thread, threads, sizes, eps, model, cache, inputs, buffers, x, scores, 
 
 
 @compiled(parallel=True)
-def step(threads, sizes, eps, model, cache, inputs, buffers, x, scores, logits, counter):
+def step(threads, sizes, model, cache, inputs, buffers, counter, x, logits):
     """Let all threads work: one parallel region for a step, because to begin and end one costs as much as a layer."""
     counter[0] = 0
     for thread in numba.prange(threads):
-        work(np.int64(thread), threads, sizes, eps, model, cache, inputs, buffers, x, scores, logits, counter)
+        work(np.int64(thread), threads, sizes, model, cache, inputs, buffers, counter, x, logits)
