@@ -33,12 +33,14 @@ ROWS = 2048
 class FastCache:
     """What every layer remembers of one text of up to `max_len` tokens; `length` tokens are in it."""
 
-    def __init__(self, config: ModelConfig, max_len: int, threads: int):
-        # 1. Make room in panels, as the kernels read them; and work out the angles of all positions once.
+    def __init__(self, config: ModelConfig, max_len: int, threads: int, dtype: str):
+        # 1. Make room in panels, as the kernels read them, of upper halves beside weights that are as short or
+        # shorter. Work out the angles of all positions once.
         self.max_len, self.length, capacity = max_len, 0, -(-max_len // PANEL) * PANEL
         layers, heads, size = config.num_layers, config.num_kv_heads, config.head_dim
-        keys = _zeros((layers, heads, capacity // PANEL, size, PANEL))
-        values = _zeros((layers, heads, -(-size // PANEL), capacity, PANEL))
+        kind = np.float32 if dtype == "fp32" else np.uint16
+        keys = _zeros((layers, heads, capacity // PANEL, size, PANEL), kind)
+        values = _zeros((layers, heads, -(-size // PANEL), capacity, PANEL), kind)
         speeds = rope_frequencies(size, config.rope_theta, config.rope_scaling)
         # 2. Keep them in the order that a step asks for, and room for each thread's scores.
         scores = machine.aligned_empty((threads, kernels.TILE, capacity))
@@ -57,7 +59,7 @@ class FastModel:
         # 1. Refuse what the kernels cannot do.
         if not self.supports(config):
             raise ValueError("the compiled loops cover neither this model nor this processor: use engine.model.Model")
-        self.config, self.threads = config, machine.threads() if threads is None else threads
+        self.config, self._dtype, self.threads = config, dtype, machine.threads() if threads is None else threads
         if not 1 <= self.threads <= numba.config.NUMBA_NUM_THREADS:
             raise ValueError(f"threads is {threads}: it must be 1 to {numba.config.NUMBA_NUM_THREADS} on this machine")
 
@@ -103,7 +105,7 @@ class FastModel:
 
     def new_cache(self, max_len: int) -> FastCache:
         """Return an empty memory for one text of up to `max_len` tokens."""
-        return FastCache(self.config, max_len, self.threads)
+        return FastCache(self.config, max_len, self.threads, self._dtype)
 
     def forward(self, ids: Sequence[int], cache: FastCache | None = None, last_only: bool = False) -> np.ndarray:
         """Return the score of every token of the vocabulary after each of these ids, or after the last one only.
@@ -156,9 +158,9 @@ class FastModel:
         return self._rooms[tokens]
 
 
-def _zeros(shape: tuple[int, ...]) -> np.ndarray:
-    """Return an aligned float32 array of zeros. Not every number is written before a wide load reads it."""
-    array = machine.aligned_empty(shape)
+def _zeros(shape: tuple[int, ...], kind: type = np.float32) -> np.ndarray:
+    """Return an aligned array of zeros. Not every number is written before a wide load reads it."""
+    array = machine.aligned_empty(shape, kind)
     array.fill(0)
     return array
 

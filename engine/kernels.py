@@ -193,6 +193,12 @@ def float_of_bits(typing, bits):
     return types.float32(types.int32), lambda context, builder, signature, values: builder.bitcast(values[0], F32)
 
 
+@intrinsic
+def bits_of_float(typing, number):
+    """Return the 32 bits of a float32."""
+    return types.int32(types.float32), lambda context, builder, signature, values: builder.bitcast(values[0], I32)
+
+
 @compiled(fastmath=LOOSE)
 def exponential(x):
     """Return e**x for a float32, within a few units of the last digit; plain arithmetic, so that 16 go at once.
@@ -318,6 +324,16 @@ def swiglu(gates, hidden, first, last):
 
 
 @compiled()
+def keep(row, lane, number):
+    """Write a float32 to a place in the cache: itself, or its upper half, rounded to the nearest, ties to even."""
+    if row.itemsize == 4:
+        row[lane] = number
+    else:
+        bits = np.int64(bits_of_float(number)) & 0xFFFFFFFF
+        row[lane] = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+
+
+@compiled()
 def remember(sizes, token, head, qkv, bias, norms, cos, sin, eps, keys, values):
     """Finish one token's queries, key and value of a key/value head, and put the latter two into the cache.
 
@@ -341,8 +357,8 @@ def remember(sizes, token, head, qkv, bias, norms, cos, sin, eps, keys, values):
 
     # 4. Store key and value, each number in its panel's lane.
     for i in range(size):
-        keys[head, position // PANEL, i, position % PANEL] = qkv[key * size + i]
-        values[head, i // PANEL, position, i % PANEL] = qkv[value * size + i]
+        keep(keys[head, position // PANEL, i], position % PANEL, qkv[key * size + i])
+        keep(values[head, i // PANEL, position], i % PANEL, qkv[value * size + i])
 
 
 @compiled()
@@ -354,6 +370,7 @@ def attend(sizes, head, qkv, keys, values, scratch, scores, out):
     # 1. Lay out the room: some queries, and what they find.
     size, group, row = sizes[HEAD_DIM], sizes[HEADS] // sizes[KV_HEADS], 4 * scores.shape[1]
     position, total, width = sizes[POSITION], sizes[TOKENS] * group, values.shape[0] * PANEL
+    form, line = FP32 if keys.itemsize == 4 else BF16, keys.itemsize * PANEL
     queries, found, done, scale = scratch[: TILE * size], scratch[TILE * size :], 0, np.float32(1 / np.sqrt(size))
     while done < total:
         # 2. Take as many as share one reading, scaled.
@@ -366,17 +383,17 @@ def attend(sizes, head, qkv, keys, values, scratch, scores, out):
         end = position + (done + count - 1) // group + 1
         start = max(0, position + done // group + 1 - sizes[WINDOW]) // PANEL * PANEL
         for number in range(start // PANEL, (end + PANEL - 1) // PANEL):
-            place, there = keys.ctypes.data + number * size * 4 * PANEL, scores.ctypes.data + number * 4 * PANEL
-            panel(FP32, count, place, queries.ctypes.data, 4 * size, size, there, row)
+            place, there = keys.ctypes.data + number * size * line, scores.ctypes.data + number * 4 * PANEL
+            panel(form, count, place, queries.ctypes.data, 4 * size, size, there, row)
         # 4. Turn the scores into shares. No query sees beyond its own position, or its window.
         for i in range(count):
             high = position + (done + i) // group + 1
             softmax(scores[i, start:end], max(0, high - sizes[WINDOW]) - start, high - start)
         # 5. Mix the values by these shares.
         for number in range(values.shape[0]):
-            place = values.ctypes.data + (number * values.shape[1] + start) * 4 * PANEL
+            place = values.ctypes.data + (number * values.shape[1] + start) * line
             there = found.ctypes.data + number * 4 * PANEL
-            panel(FP32, count, place, scores.ctypes.data + 4 * start, row, end - start, there, 4 * width)
+            panel(form, count, place, scores.ctypes.data + 4 * start, row, end - start, there, 4 * width)
         # 6. Hand them over.
         for i in range(count):
             token, first = (done + i) // group, (head * group + (done + i) % group) * size
