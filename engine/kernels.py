@@ -40,7 +40,7 @@ QKV, OUTPUT, GATE_UP, DOWN, MATRICES = range(5)
 ADDRESS, FORMAT, BLOCKS, PANELS = range(4)
 
 # How many bytes ahead a thread asks for weights.
-AHEAD = 2048
+AHEAD = 3072
 
 # Leave to add in another order, which wide registers need. No threads are involved: the order is always the same.
 LOOSE = {"reassoc", "contract", "nsz", "nnan"}
