@@ -131,7 +131,7 @@ def write_llama2c(config: ModelConfig, path: Path) -> None:
 
 
 def ours(model: FastModel, tokens: int) -> tuple[float, float]:
-    """Return tokens per second of a prompt read in one pass, and of tokens made one by one from nothing, as peers do."""
+    """Return tokens per second of a prompt read in one pass, and of tokens made one by one from nothing."""
     # 1. Read.
     prompt, cache = np.random.default_rng(1).integers(1, 32000, PROMPT), model.new_cache(CONTEXT)
     began = time.perf_counter()

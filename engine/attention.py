@@ -108,9 +108,9 @@ def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int | None = Non
 class LayerCache:
     """The keys and values of one layer for the text so far, in memory that is reserved once.
 
-    `short` rounds them to bfloat16, as compiled code keeps them beside short weights: for a long text they are most
-    of what is read. With a `window` nobody looks further back than that; when the memory is full, what is still seen moves to its
-    front and the rest is dropped, so a text may be longer than the memory.
+    With a `window` nobody looks further back than that; when the memory is full, what is still seen moves to its
+    front and the rest is dropped, so a text may be longer than the memory. `short` rounds all to bfloat16, which is
+    how `fast.py` keeps them beside short weights: of a long text they are most of what is read.
     """
 
     def __init__(self, num_kv_heads: int, capacity: int, head_dim: int, window: int | None = None, short: bool = False):

@@ -34,15 +34,15 @@ class FastCache:
     """What every layer remembers of one text of up to `max_len` tokens; `length` tokens are in it."""
 
     def __init__(self, config: ModelConfig, max_len: int, threads: int, dtype: str):
-        # 1. Make room in panels, as the kernels read them, of upper halves beside weights that are as short or
-        # shorter. Work out the angles of all positions once.
+        # 1. Make room in panels, as the kernels read them; beside short weights for upper halves only.
         self.max_len, self.length, capacity = max_len, 0, -(-max_len // PANEL) * PANEL
         layers, heads, size = config.num_layers, config.num_kv_heads, config.head_dim
         kind = np.float32 if dtype == "fp32" else np.uint16
         keys = _zeros((layers, heads, capacity // PANEL, size, PANEL), kind)
         values = _zeros((layers, heads, -(-size // PANEL), capacity, PANEL), kind)
+
+        # 2. Work out the angles of all positions once, make room for each thread's scores, and keep all in order.
         speeds = rope_frequencies(size, config.rope_theta, config.rope_scaling)
-        # 2. Keep them in the order that a step asks for, and room for each thread's scores.
         scores = machine.aligned_empty((threads, kernels.TILE, capacity))
         self.arrays = *rope_tables(np.arange(max_len), speeds), keys, values, scores
 
@@ -71,9 +71,10 @@ class FastModel:
         # 3. Pack them there one at a time: while a model is loaded, little more than the model is in memory. The
         # embedding is only looked up in. Beside rounded matrices bfloat16 is good enough for it.
         self._embedding = quantize(weights["model.embed_tokens.weight"], "fp32" if dtype == "fp32" else "bf16")
-        for (address, _, blocks, panels), matrix in zip(plan.tolist(), _matrices(config, weights), strict=True):
-            start, block = address - self._packed.ctypes.data, kernels.BLOCK_BYTES[plan[0, kernels.FORMAT]]
-            pack_rows(matrix, dtype, self._packed[start : start + panels * blocks * block].reshape(panels, -1))
+        for row, matrix in zip(np.roll(plan, 1, axis=0), _matrices(config, weights), strict=True):
+            start, block = row[kernels.ADDRESS] - self._packed.ctypes.data, kernels.BLOCK_BYTES[row[kernels.FORMAT]]
+            end = start + row[kernels.PANELS] * row[kernels.BLOCKS] * block
+            pack_rows(matrix, dtype, self._packed[start:end].reshape(row[kernels.PANELS], -1))
 
         # 4. Take the small vectors as they are.
         attention = [f"model.layers.{number}.self_attn." for number in range(config.num_layers)]
@@ -183,8 +184,9 @@ def _plan(config: ModelConfig, form: int) -> tuple[np.ndarray, int]:
 
 
 def _matrices(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> Iterator[np.ndarray]:
-    """Yield the matrices in the order of the plan, float32, those that read the same input as one."""
+    """Yield the output head, which is the largest, then the matrices in the order of the plan, in float32."""
     # 1. Join queries, keys and values.
+    yield weights["model.embed_tokens.weight" if config.tie_embeddings else "lm_head.weight"]
     for number in range(config.num_layers):
         attention, mlp = (f"model.layers.{number}.{part}." for part in ("self_attn", "mlp"))
         yield np.concatenate([weights[f"{attention}{name}_proj.weight"] for name in "qkv"])
@@ -204,9 +206,6 @@ def _matrices(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> Iterato
         yield mixed.reshape(-1, config.d_model)
         del mixed, rows
         yield np.pad(weights[f"{mlp}down_proj.weight"], ((0, 0), (0, extra)))
-
-    # 4. End with the output head.
-    yield weights["model.embed_tokens.weight" if config.tie_embeddings else "lm_head.weight"]
 
 
 def pack_rows(matrix: np.ndarray, dtype: str, out: np.ndarray) -> None:

@@ -24,8 +24,8 @@ from numba.extending import intrinsic
 from engine.machine import compiled
 from engine.quantize import GROUP
 
-# Rows of a panel; how many tokens share one reading of it when a prompt is read.
-PANEL, TILE = 32, 4
+# Rows of a panel; how many tokens share one reading of it when a prompt is read; how far ahead int8 is asked for.
+PANEL, TILE, AHEAD = 32, 4, 3072
 
 # The formats in the order of `quantize.DTYPES`. Bytes of a block: a panel's column of floats, or its 32 scales of half
 # precision and a group of 32 whole numbers. Bytes of a token's input to it: a float32, or a group, a scale and a start.
@@ -38,9 +38,6 @@ INPUT_BYTES = (4, 4, GROUP + 8, GROUP + 8)
 TOKENS, POSITION, SCORED, LAYERS, HEADS, KV_HEADS, HEAD_DIM, WINDOW, INTERLEAVED = range(9)
 QKV, OUTPUT, GATE_UP, DOWN, MATRICES = range(5)
 ADDRESS, FORMAT, BLOCKS, PANELS = range(4)
-
-# How many bytes ahead a thread asks for weights.
-AHEAD = 3072
 
 # Leave to add in another order, which wide registers need. No threads are involved: the order is always the same.
 LOOSE = {"reassoc", "contract", "nsz", "nnan"}
@@ -117,9 +114,8 @@ def _panel(builder: ir.IRBuilder, form: int, count: int, arguments: list) -> Non
     """Emit the loop through one panel, for one format and one number of tokens."""
     # 1. Keep two registers of sums for each token.
     weights, inputs, stride, blocks, out, out_stride = arguments
-    sums = [[cgutils.alloca_once(builder, FLOATS) for _ in range(2)] for _ in range(count)]
-    for total in sum(sums, []):
-        builder.store(ir.Constant(FLOATS, [0.0] * 16), total)
+    zeros = ir.Constant(FLOATS, [0.0] * 16)
+    sums = [[cgutils.alloca_once_value(builder, zeros) for _ in range(2)] for _ in range(count)]
 
     # 2. Go through the panel once, block by block.
     emit = _float_block if form in (FP32, BF16) else _integer_block
@@ -127,8 +123,7 @@ def _panel(builder: ir.IRBuilder, form: int, count: int, arguments: list) -> Non
         here, first = (builder.add(start, builder.mul(loop.index, I64(size[form])))
                        for start, size in ((weights, BLOCK_BYTES), (inputs, INPUT_BYTES)))
         each = [builder.add(first, builder.mul(stride, I64(token))) for token in range(count)]
-        # 3. For a single token memory is what all wait for. The processor foresees which lines come next, but not
-        # in blocks as long as those of int8: ask for the lines that will be needed soon.
+        # 3. Ask for lines ahead. The processor foresees which come next, but less well in the long blocks of int8.
         for line in range(0, BLOCK_BYTES[form], 64) if count == 1 and form == INT8 else ():
             _call(builder, "llvm.prefetch.p0", ir.VoidType(), _at(builder, here, AHEAD + line), *map(I32, (0, 2, 1)))
         emit(form, builder, here, each, sums)
@@ -167,7 +162,6 @@ def meet(typing, counter, target):
     def generate(context, builder, signature, arguments):
         # 1. Say that this thread is here.
         place, looks = builder.inttoptr(arguments[0], ir.PointerType()), cgutils.alloca_once_value(builder, I64(0))
-        builder.store(I64(0), looks)
         builder.atomic_rmw("add", place, I64(1), "acq_rel")
         again, done = builder.append_basic_block("again"), builder.append_basic_block("done")
         builder.branch(again)
@@ -187,18 +181,6 @@ def meet(typing, counter, target):
     return types.void(types.int64, types.int64), generate
 
 
-@intrinsic
-def float_of_bits(typing, bits):
-    """Return the float32 with these 32 bits."""
-    return types.float32(types.int32), lambda context, builder, signature, values: builder.bitcast(values[0], F32)
-
-
-@intrinsic
-def bits_of_float(typing, number):
-    """Return the 32 bits of a float32."""
-    return types.int32(types.float32), lambda context, builder, signature, values: builder.bitcast(values[0], I32)
-
-
 @compiled(fastmath=LOOSE)
 def exponential(x):
     """Return e**x for a float32, within a few units of the last digit; plain arithmetic, so that 16 go at once.
@@ -214,7 +196,7 @@ def exponential(x):
     s = np.float32(1 / 120) + r * np.float32(1 / 720)
     s = np.float32(1 / 6) + r * (np.float32(1 / 24) + r * s)
     s = np.float32(1) + r * (np.float32(1) + r * (np.float32(0.5) + r * s))
-    return s * float_of_bits(np.int32((np.int32(k) + np.int32(127)) << np.int32(23)))
+    return s * np.int32((np.int32(k) + np.int32(127)) << np.int32(23)).view(np.float32)
 
 
 @compiled(fastmath=LOOSE)
@@ -240,16 +222,14 @@ def prepare(form, x, floats, bytes_, words):
     """
     # 1. Copy floats.
     if form == FP32 or form == BF16:
-        for i in range(len(x)):
-            floats[i] = x[i]
+        floats[: len(x)] = x
         return
     for group in range((len(x) + GROUP - 1) // GROUP):
         # 2. Find the largest number of the group. What fills up the last one is 0.
         part, place, largest = x[group * GROUP : (group + 1) * GROUP], group * (GROUP + 8), np.float32(0)
         for number in part:
             largest = max(largest, abs(number))
-        for i in range(len(part), GROUP):
-            bytes_[place + i] = 0
+        bytes_[place + len(part) : place + GROUP] = 0
         # 3. Round all numbers by it.
         factor, total = np.float32(127) / largest if largest > np.float32(1e-30) else np.float32(0), np.float32(0)
         for i in range(len(part)):
@@ -326,11 +306,8 @@ def swiglu(gates, hidden, first, last):
 @compiled()
 def keep(row, lane, number):
     """Write a float32 to a place in the cache: itself, or its upper half, rounded to the nearest, ties to even."""
-    if row.itemsize == 4:
-        row[lane] = number
-    else:
-        bits = np.int64(bits_of_float(number)) & 0xFFFFFFFF
-        row[lane] = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    bits = np.int64(np.float32(number).view(np.uint32))
+    row[lane] = number if row.itemsize == 4 else (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
 
 
 @compiled()
