@@ -45,6 +45,27 @@ GPT2_BLOCK = {
 Memory = Sequence[tuple[slice, LayerCache | None]]
 
 
+def checked_ids(ids: Sequence[int], config: ModelConfig, cache=None) -> np.ndarray:
+    """Return the new ids of a text as an array, if a model can read them.
+
+    `cache` is what remembers the text so far, with its `length` and `max_len`; None for a text that begins.
+
+    Raises ValueError for no ids, for ids that the model does not have, and for more than cache or context hold.
+    """
+    # 1. Look at the ids. NumPy would take -1 for the last row, and say nothing.
+    ids, size = np.asarray(ids, np.int64), config.vocab_size
+    if not len(ids):
+        raise ValueError("there are no ids: give each text at least one")
+    if len(wrong := ids[(ids < 0) | (ids >= size)]):
+        raise ValueError(f"id {wrong[0]} is no token of this model: ids go from 0 to {size - 1}")
+
+    # 2. Look at the room for them.
+    start, room = (0, config.max_seq_len) if cache is None else (cache.length, min(cache.max_len, config.max_seq_len))
+    if start + len(ids) > room:
+        raise ValueError(f"{start + len(ids)} tokens are more than the {room} that fit: shorten the text")
+    return ids
+
+
 def split_heads(x: np.ndarray, heads: int) -> np.ndarray:
     """Return a vector per head for each token, cut from the one vector that a matrix made for all heads.
 
@@ -194,23 +215,28 @@ class Model:
 
         Shapes: B texts with T ids in all -> (T, V), or with `last_only` (B, V). Raises ValueError as `forward` does.
         """
-        # 1. Put the new tokens of all texts in one row, and number each by its place in its own text.
-        ids = self._joined(texts, caches)  # (T,)
+        # 1. Put the new tokens of all texts in one row, if all of them can be read.
+        if not len(texts):
+            raise ValueError("there are no texts: give at least one")
+        rows = [checked_ids(text, self.config, cache) for text, cache in zip(texts, caches, strict=True)]
+        ids = np.concatenate(rows)  # (T,)
+
+        # 2. Number each by its place in its own text.
         starts = [0 if cache is None else cache.length for cache in caches]
         places = [np.arange(start, start + len(text)) for text, start in zip(texts, starts, strict=True)]
         positions = np.concatenate(places)  # (T,)
 
-        # 2. Mark where each text lies in the row.
+        # 3. Mark where each text lies in the row.
         ends = np.cumsum([len(text) for text in texts])  # (B,)
         spans = [slice(end - len(text), end) for text, end in zip(texts, ends, strict=True)]
 
-        # 3. Climb the tower, each layer with what it remembers of each text.
+        # 4. Climb the tower, each layer with what it remembers of each text.
         x, block = self._embed(ids, positions), self._block_at(positions)
         for i, weights in enumerate(self._blocks):
             memory = [(span, cache and cache.layers[i]) for span, cache in zip(spans, caches, strict=True)]
             x = block(x, weights, memory)  # (T, C)
 
-        # 4. Compare with the row of every token. For the next word of each text, its last token is enough.
+        # 5. Compare with the row of every token. For the next word of each text, its last token is enough.
         x = x[ends - 1] if last_only else x
         return linear(self._level(x), self._head)
 
@@ -235,22 +261,3 @@ class Model:
         if self.config.family == "gpt2":
             return layer_norm(x, self._norm, self._norm_bias, self.config.norm_eps)
         return rms_norm(x, self._norm, self.config.norm_eps)
-
-    def _joined(self, texts: Sequence[Sequence[int]], caches: Sequence[KVCache | None]) -> np.ndarray:
-        """Return the ids of all texts in one row. Raises ValueError for ids, or so many ids, that cannot be read.
-
-        Shapes: B texts with T ids in all -> (T,).
-        """
-        # 1. Look at the ids. NumPy would take -1 for the last row, and say nothing.
-        if not (len(texts) and all(map(len, texts))):
-            raise ValueError("there are no ids: give each text at least one")
-        ids, size = np.concatenate([np.asarray(text, np.int64) for text in texts]), self.config.vocab_size
-        if len(wrong := ids[(ids < 0) | (ids >= size)]):
-            raise ValueError(f"id {wrong[0]} is no token of this model: ids go from 0 to {size - 1}")
-
-        # 2. Look at the room for them.
-        for text, cache in zip(texts, caches, strict=True):
-            start, room = (cache.length, cache.max_len) if cache else (0, self.config.max_seq_len)
-            if (total := start + len(text)) > (room := min(room, self.config.max_seq_len)):
-                raise ValueError(f"{total} tokens are more than the {room} that fit: shorten the text")
-        return ids  # (T,)

@@ -1,5 +1,6 @@
 """Generation: the greedy text of chapter 9, streamed without split letters; batches are many texts made alone."""
 
+import json
 import os
 from pathlib import Path
 
@@ -157,8 +158,6 @@ def test_what_cannot_be_continued_is_refused_at_the_call_and_never_cut(engine):
         engine.generate_batch([])
     with pytest.raises(ValueError, match="top_p is 0.0"):
         engine.generate("x", top_p=0.0)
-    with pytest.raises(ValueError, match="knows only 50 tokens"):
-        Engine(Fixed([1], vocab_size=50), engine.tokenizer).generate("x")
 
 
 def test_forward_of_the_engine_is_the_models(engine):
@@ -173,7 +172,7 @@ def test_a_story_is_told_in_fewer_bits_too(dtype):
 
 
 def test_what_cannot_be_loaded_is_refused_in_one_line(tmp_path):
-    publish_any("gpt2", tmp_path)
+    publish_any("gpt2 for words", tmp_path)
     for arguments, words in (((STORYTELLER, "int3"), "dtype 'int3' is not known: choose fp32"),
                              ((tmp_path / "none",), "none"), ((tmp_path,), "tokenizer.json"),
                              ((tmp_path, "fp32", True, None, STORYTELLER), "fast=True")):
@@ -183,7 +182,27 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(tmp_path):
 
 
 def test_a_gpt2_speaks_on_the_plain_model(tmp_path):
-    teller = load_model(publish_any("gpt2", tmp_path), tokenizer=STORYTELLER)
+    teller = load_model(publish_any("gpt2 for words", tmp_path), tokenizer=STORYTELLER)
     assert isinstance(teller.model, Model) and load_weights(tmp_path)[0].family == "gpt2"
-    with pytest.raises(ValueError, match="knows only 47 tokens"):
-        teller.generate("Once upon a time")
+    assert "".join(teller.generate("Once upon a time", max_new_tokens=5))
+
+
+@pytest.mark.parametrize("place", ["before every text", "among the words"])
+def test_a_tokenizer_of_another_model_is_refused_when_the_model_is_loaded(place, tmp_path):
+    publish_any("gpt2 for words", tmp_path)
+    content = json.loads((STORYTELLER / "tokenizer.json").read_text("utf-8"))
+
+    # A token that no text becomes may be more than the model knows; one before every text, or among the words, not.
+    content["added_tokens"].append({"id": 1123, "content": "<pad>"})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), "utf-8")
+    assert "".join(load_model(tmp_path).generate("Once", max_new_tokens=5))
+    if place == "before every text":
+        piece = {"SpecialToken": {"id": "<pad>"}}
+        content["post_processor"] = {"type": "TemplateProcessing", "single": [piece, {"Sequence": {"id": "A"}}],
+                                     "special_tokens": {"<pad>": {"ids": [1123]}}}
+    else:
+        content["model"]["vocab"]["Once"] = 1124
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), "utf-8")
+    with pytest.raises(ValueError, match="gives the id 112[34], but the model knows only 1123 tokens") as caught:
+        load_model(tmp_path)
+    assert "\n" not in str(caught.value)
