@@ -140,7 +140,7 @@ class LayerCache:
         v = np.concatenate([self.values[:, begin:end], v], axis=1)  # (K, S, D)
 
         # 4. Keep the end of it. The next token brings itself, so a window less one is enough.
-        kept = min(self.window - 1, k.shape[1])
+        kept = self.window - 1
         self.keys[:, :kept], self.values[:, :kept] = k[:, k.shape[1] - kept :], v[:, v.shape[1] - kept :]
         self.dropped = self.length - kept
         return k, v  # (K, S, D), (K, S, D)
