@@ -66,27 +66,6 @@ def checked_ids(ids: Sequence[int], config: ModelConfig, cache=None) -> np.ndarr
     return ids
 
 
-def checked_ids(ids: Sequence[int], config: ModelConfig, cache=None) -> np.ndarray:
-    """Return the new ids of a text as an array, if a model can read them.
-
-    `cache` is what remembers the text so far, with its `length` and `max_len`; None for a text that begins.
-
-    Raises ValueError for no ids, for ids that the model does not have, and for more than cache or context hold.
-    """
-    # 1. Look at the ids. NumPy would take -1 for the last row, and say nothing.
-    ids, size = np.asarray(ids, np.int64), config.vocab_size
-    if not len(ids):
-        raise ValueError("there are no ids: give each text at least one")
-    if len(wrong := ids[(ids < 0) | (ids >= size)]):
-        raise ValueError(f"id {wrong[0]} is no token of this model: ids go from 0 to {size - 1}")
-
-    # 2. Look at the room for them.
-    start, room = (0, config.max_seq_len) if cache is None else (cache.length, min(cache.max_len, config.max_seq_len))
-    if start + len(ids) > room:
-        raise ValueError(f"{start + len(ids)} tokens are more than the {room} that fit: shorten the text")
-    return ids
-
-
 def split_heads(x: np.ndarray, heads: int) -> np.ndarray:
     """Return a vector per head for each token, cut from the one vector that a matrix made for all heads.
 
