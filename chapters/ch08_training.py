@@ -367,7 +367,7 @@ class Trainer:
             if self.evaluation_due():
                 self._record(metrics | {"loss": float(np.mean(self.losses)), "tokens_per_second": round(speed)})
                 self.losses, self.seconds = [], 0.0
-            # 5. Save rarely: a checkpoint is three times as large as the model.
+            # 5. Save rarely: a checkpoint is two (Muon) to three (AdamW) times as large as the model.
             if self.step % c.checkpoint_every == 0:
                 self.save()
 
