@@ -177,8 +177,9 @@ def work_list_threads(team: Alone, folder: Path) -> None:
     keep(team, folder, "threads", threads())
 
 
-WORKS = [work_list_threads, work_steps, work_resume_what_one_process_saved, work_train_to_the_end, work_stop_when_one_is_asked_to,
-         work_throw_own_dice, work_explode, work_average_as_ddp, work_join, work_tell_each_other]
+WORKS = [work_steps, work_resume_what_one_process_saved, work_train_to_the_end, work_stop_when_one_is_asked_to,
+         work_throw_own_dice, work_explode, work_average_as_ddp, work_join, work_tell_each_other,
+         work_list_threads]
 
 
 def process(rank: int, shard: bool, ports: list[int], folder: Path) -> None:
@@ -345,10 +346,11 @@ def test_a_process_that_ends_is_missed_by_the_others(together):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for the threads where Linux lists them")
 def test_no_thread_of_a_team_is_left_that_could_ask_for_python_while_it_closes(together):
+    # What shards a model holds the group of all processes in PyTorch's own memory; but its last word is not its own.
+    may_stay = 0 if together.name == "ranks" else 2
     for rank in range(SIZE):
-        during, closing = ([name for name in told(together, moment, rank) if "gloo" in name]
-                           for moment in ("threads", "closing"))
-        assert during and not closing
+        during, closing = (told(together, moment, rank).count("pt_gloo_runloop") for moment in ("threads", "closing"))
+        assert during > 2 and closing <= may_stay
 
 
 # What needs no second process.
