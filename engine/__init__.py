@@ -5,6 +5,8 @@
     engine = load_model("models/storyteller")
     print("".join(engine.generate("Once upon a time")))
 
+    from engine.matmul import matmul    # the fastest matrix product here; `engine.matmul` is the module of all rungs
+
 Part II of the book. Every module is a step of the climb: `tensor` and `matmul` are where it begins, `layers`, `rope`
 and `attention` are what a model is made of, `model` puts them together, `generation` lets it speak, and `fast` does
 the same at the speed of the machine. It stands on NumPy, Numba, `regex` and Python's own library alone.
@@ -13,7 +15,7 @@ the same at the speed of the machine. It stands on NumPy, Numba, `regex` and Pyt
 import importlib
 
 # Where each name of the front door lives. It is imported when it is first asked for: who wants a tensor shall not wait
-# for a compiler. (`engine.matmul` is the module; its best rung is `engine.matmul.matmul`.)
+# for a compiler.
 _HOMES = {
     "Tensor": "engine.tensor", "load_model": "engine.generation", "Engine": "engine.generation",
     "SamplingConfig": "engine.sampling",

@@ -145,15 +145,8 @@ class Engine:
         self.stop_ids = model.config.eos_ids or own
 
     def encode(self, prompt: str) -> list[int]:
-        """Return the ids of a prompt, behind those that stood before every text that the model learnt from.
-
-        Raises ValueError where the tokenizer is another model's.
-        """
-        ids, size = [*self.tokenizer.start_ids, *self.tokenizer.encode(prompt)], self.model.config.vocab_size
-        if max(ids, default=0) >= size:
-            raise ValueError(f"the tokenizer gives the id {max(ids)}, but the model knows only {size} tokens: put the "
-                             "model's own tokenizer beside it")
-        return ids
+        """Return the ids of a prompt, behind those that stood before every text that the model learnt from."""
+        return [*self.tokenizer.start_ids, *self.tokenizer.encode(prompt)]
 
     def forward(self, ids: Sequence[int]) -> np.ndarray:
         """Return the score of every token of the vocabulary after each of these ids. Shapes: (T,) -> (T, V)."""
@@ -195,6 +188,17 @@ class Engine:
                 ended.add(number)
 
 
+def check_tokenizer(tokenizer, vocab_size: int) -> None:
+    """Refuse a tokenizer whose texts the model cannot read; with fewer tokens, it may still be another model's.
+
+    A special token that no text becomes may lie beyond the model's: files get such added, to fill up batches.
+    """
+    used = tokenizer.vocab.keys() - tokenizer.special_tokens.values() | {*tokenizer.start_ids}
+    if max(used) >= vocab_size:
+        raise ValueError(f"the tokenizer gives the id {max(used)}, but the model knows only {vocab_size} tokens: put "
+                         "the model's own tokenizer beside it")
+
+
 def load_model(path: str | Path, dtype: str = "fp32", fast: bool | None = None, threads: int | None = None,
                tokenizer: str | Path | None = None) -> Engine:
     """Return an engine for a Hugging Face model folder, or for a `.bin` file of llama2.c.
@@ -203,14 +207,15 @@ def load_model(path: str | Path, dtype: str = "fp32", fast: bool | None = None, 
     `fast=True` insists on compiled loops, by `threads` threads; by default they are taken where they can be.
     `tokenizer` is a file to take in place of the one in the folder, or beside the `.bin` file.
 
-    Raises OSError for a missing file, and ValueError in one line for a broken one, for a dtype that is not known, and
-    where `fast=True` cannot be had.
+    Raises OSError for a missing file, and ValueError in one line for a broken one, for a tokenizer of another model,
+    for a dtype that is not known, and where `fast=True` cannot be had.
     """
     # 1. Read the config and the tokenizer first: a mistake there shall not wait for gigabytes.
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not known: choose {', '.join(DTYPES)}")
     config, weights = load_weights(path)
     words = load_tokenizer(tokenizer or path)
+    check_tokenizer(words, config.vocab_size)
 
     # 2. Take the compiled loops where Numba is there and they can compute this model.
     if fast is not False and machine.HAS_NUMBA and config.family == "llama":

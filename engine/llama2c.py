@@ -13,6 +13,7 @@ and its angles have the base 10 000, as in the program that trains these models.
 Source: Karpathy's llama2.c, the functions `legacy_export` in export.py and `read_checkpoint` in run.c.
 """
 
+import math
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,7 +92,7 @@ def _layout(config: ModelConfig) -> Iterator[tuple[str | None, tuple[int, ...], 
     yield "model.embed_tokens.weight", table, size
     for part in BLOCK_ORDER:
         shape = shapes[f"model.layers.0.{part}.weight"]
-        yield f"model.layers.*.{part}.weight", shape, config.num_layers * int(np.prod(shape, dtype=object))
+        yield f"model.layers.*.{part}.weight", shape, config.num_layers * math.prod(shape)
 
     # 3. Add what comes behind the blocks: the norm, two tables of angles, and the head if it is not tied.
     yield "model.norm.weight", (config.d_model,), config.d_model

@@ -42,7 +42,28 @@ GPT2_BLOCK = {
 }
 
 # One text in a batch: where its new tokens stand among all new tokens, and what one layer remembers of it.
-Memory = Sequence[tuple[slice, LayerCache | None]]
+Memory = Sequence[tuple[slice, LayerCache]]
+
+
+def checked_ids(ids: Sequence[int], config: ModelConfig, cache=None) -> np.ndarray:
+    """Return the new ids of a text as an array, if a model can read them.
+
+    `cache` is what remembers the text so far, with its `length` and `max_len`; None for a text that begins.
+
+    Raises ValueError for no ids, for ids that the model does not have, and for more than cache or context hold.
+    """
+    # 1. Look at the ids. NumPy would take -1 for the last row, and say nothing.
+    ids, size = np.asarray(ids, np.int64), config.vocab_size
+    if not len(ids):
+        raise ValueError("there are no ids: give each text at least one")
+    if len(wrong := ids[(ids < 0) | (ids >= size)]):
+        raise ValueError(f"id {wrong[0]} is no token of this model: ids go from 0 to {size - 1}")
+
+    # 2. Look at the room for them.
+    start, room = (0, config.max_seq_len) if cache is None else (cache.length, min(cache.max_len, config.max_seq_len))
+    if start + len(ids) > room:
+        raise ValueError(f"{start + len(ids)} tokens are more than the {room} that fit: shorten the text")
+    return ids
 
 
 def split_heads(x: np.ndarray, heads: int) -> np.ndarray:
@@ -70,7 +91,7 @@ def attend_texts(q: np.ndarray, k: np.ndarray, v: np.ndarray, memory: Memory, wi
     """
     out = np.empty_like(q)  # (H, T, D)
     for text, cache in memory:
-        keys, values = (k[:, text], v[:, text]) if cache is None else cache.append(k[:, text], v[:, text])
+        keys, values = cache.append(k[:, text], v[:, text])
         out[:, text] = attend(q[:, text], keys, values, window)
     return out  # (H, T, D)
 
@@ -144,10 +165,10 @@ class Model:
         gpt2 = config.family == "gpt2"
 
         # 2. Take what stands below the blocks and above them. The embedding table is only looked up in, a row at a
-        # time, so rounding it would gain nothing; as a tied head it is multiplied with, like any other matrix.
+        # time: bfloat16 is short enough for it. As a tied head it is multiplied with, like any other matrix.
         table, norm = ("wte.weight", "ln_f.weight") if gpt2 else ("model.embed_tokens.weight", "model.norm.weight")
-        self._embedding, self._norm = weights[table], weights[norm]
-        self._head = quantize(self._embedding if config.tie_embeddings else weights["lm_head.weight"], dtype)
+        self._embedding, self._norm = quantize(weights[table], "fp32" if dtype == "fp32" else "bf16"), weights[norm]
+        self._head = quantize(weights[table if config.tie_embeddings else "lm_head.weight"], dtype)
 
         # 3. Know about positions what the family asks for: learnt vectors, or speeds of rotation.
         if gpt2:
@@ -173,7 +194,7 @@ class Model:
 
     def new_cache(self, max_len: int) -> KVCache:
         """Return an empty memory for one text of up to `max_len` tokens."""
-        return KVCache(self.config, max_len)
+        return KVCache(self.config, max_len, short=self._dtype != "fp32")
 
     def forward(self, ids: Sequence[int], cache: KVCache | None = None, last_only: bool = False) -> np.ndarray:
         """Return the score of every token of the vocabulary after each of these ids, or after the last one only.
@@ -194,23 +215,29 @@ class Model:
 
         Shapes: B texts with T ids in all -> (T, V), or with `last_only` (B, V). Raises ValueError as `forward` does.
         """
-        # 1. Put the new tokens of all texts in one row, and number each by its place in its own text.
-        ids = self._joined(texts, caches)  # (T,)
-        starts = [0 if cache is None else cache.length for cache in caches]
+        # 1. Put the new tokens of all texts in one row, if all of them can be read.
+        if not len(texts):
+            raise ValueError("there are no texts: give at least one")
+        rows = [checked_ids(text, self.config, cache) for text, cache in zip(texts, caches, strict=True)]
+        ids = np.concatenate(rows)  # (T,)
+
+        # 2. Number each by its place in its own text. A text without a memory gets one for this call.
+        caches = [cache or self.new_cache(len(text)) for text, cache in zip(texts, caches, strict=True)]
+        starts = [cache.length for cache in caches]
         places = [np.arange(start, start + len(text)) for text, start in zip(texts, starts, strict=True)]
         positions = np.concatenate(places)  # (T,)
 
-        # 2. Mark where each text lies in the row.
+        # 3. Mark where each text lies in the row.
         ends = np.cumsum([len(text) for text in texts])  # (B,)
         spans = [slice(end - len(text), end) for text, end in zip(texts, ends, strict=True)]
 
-        # 3. Climb the tower, each layer with what it remembers of each text.
+        # 4. Climb the tower, each layer with what it remembers of each text.
         x, block = self._embed(ids, positions), self._block_at(positions)
         for i, weights in enumerate(self._blocks):
-            memory = [(span, cache and cache.layers[i]) for span, cache in zip(spans, caches, strict=True)]
+            memory = [(span, cache.layers[i]) for span, cache in zip(spans, caches, strict=True)]
             x = block(x, weights, memory)  # (T, C)
 
-        # 4. Compare with the row of every token. For the next word of each text, its last token is enough.
+        # 5. Compare with the row of every token. For the next word of each text, its last token is enough.
         x = x[ends - 1] if last_only else x
         return linear(self._level(x), self._head)
 
@@ -219,7 +246,7 @@ class Model:
 
         Shapes: ids and positions (T,) -> (T, C).
         """
-        x = self._embedding[ids]  # (T, C)
+        x = self._embedding.rows(ids)  # (T, C)
         return x + self._positions[positions] if self.config.family == "gpt2" else x  # (T, C)
 
     def _block_at(self, positions: np.ndarray) -> Callable[[np.ndarray, Mapping, Memory], np.ndarray]:
@@ -235,22 +262,3 @@ class Model:
         if self.config.family == "gpt2":
             return layer_norm(x, self._norm, self._norm_bias, self.config.norm_eps)
         return rms_norm(x, self._norm, self.config.norm_eps)
-
-    def _joined(self, texts: Sequence[Sequence[int]], caches: Sequence[KVCache | None]) -> np.ndarray:
-        """Return the ids of all texts in one row. Raises ValueError for ids, or so many ids, that cannot be read.
-
-        Shapes: B texts with T ids in all -> (T,).
-        """
-        # 1. Look at the ids. NumPy would take -1 for the last row, and say nothing.
-        if not (len(texts) and all(map(len, texts))):
-            raise ValueError("there are no ids: give each text at least one")
-        ids, size = np.concatenate([np.asarray(text, np.int64) for text in texts]), self.config.vocab_size
-        if len(wrong := ids[(ids < 0) | (ids >= size)]):
-            raise ValueError(f"id {wrong[0]} is no token of this model: ids go from 0 to {size - 1}")
-
-        # 2. Look at the room for them.
-        for text, cache in zip(texts, caches, strict=True):
-            start, room = (cache.length, cache.max_len) if cache else (0, self.config.max_seq_len)
-            if (total := start + len(text)) > (room := min(room, self.config.max_seq_len)):
-                raise ValueError(f"{total} tokens are more than the {room} that fit: shorten the text")
-        return ids  # (T,)

@@ -89,9 +89,10 @@ def open_safetensors(path: str | Path) -> dict[str, StoredTensor]:
 
 def _read_header(content: bytes | mmap.mmap) -> tuple[int, dict]:
     """Return where the numbers begin, and the header that describes them."""
-    # 1. Believe the length only if the file is that long, before anything of that size is read.
+    # 1. Believe the length only if the file is that long, before anything of that size is read. A file of less than
+    # 8 bytes has less than none left.
     length = int.from_bytes(content[:8], "little")
-    if len(content) < 8 or length > min(len(content) - 8, MAX_HEADER_BYTES):
+    if length > min(len(content) - 8, MAX_HEADER_BYTES):
         raise ValueError(f"it has {len(content)} bytes, and claims a header of {length} at byte 8")
     text = content[8 : 8 + length]
     if not text.startswith(b"{"):

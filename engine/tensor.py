@@ -106,7 +106,7 @@ class Tensor:
         for axis, (part, length, stride) in enumerate(zip(parts, self.shape, self.strides, strict=True)):
             if isinstance(part, slice):
                 places = range(length)[part]
-                offset += places.start * stride if places else 0
+                offset += places.start * stride
 
                 # 3. Python's own range knows how many steps a slice has.
                 shape.append(len(places))
@@ -130,7 +130,7 @@ class Tensor:
         """Return a view in which axes of length 1, and new ones in front, repeat: a stride of 0 stands still."""
         # 1. Compare from the last axis on.
         shape, new = tuple(shape), len(shape) - self.ndim
-        if new < 0 or broadcast_shapes(self.shape, shape) != shape:
+        if broadcast_shapes(self.shape, shape) != shape:
             raise ValueError(f"shape {self.shape} does not broadcast to {shape}: from the right, "
                              "each length must be equal or 1")
 

@@ -11,6 +11,7 @@ is "Ġthe", and "é" is "Ã©". A file whose tokens are written so starts from b
 2's files, starts from characters, with other rules for the space, and is refused.
 """
 
+import math
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -23,6 +24,9 @@ from engine.safetensors import REMEDY
 # GPT-2's rule for where words end: endings such as 's; then letters, digits, or marks, each with the one space before
 # them; then spaces, of which the last is left to the word that follows. Every ByteLevel step has it built in.
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+# How often a rule for cutting may repeat something, all its repeats multiplied. Published rules need fewer than ten.
+MOST_REPEATS = 10_000
 
 # The letter of each byte: those that print stay, the others (space, newline, halves of characters) borrow letters
 # from number 256 on, in their order.
@@ -172,8 +176,19 @@ def _rule(step: dict) -> str:
     # 2. Cut by an expression, or by a text as it stands.
     if step["type"] == "Split" and step["behavior"] == "Isolated" and not step.get("invert"):
         own = step["pattern"]
-        return own["Regex"] if "Regex" in own else regex.escape(own["String"])
+        return _bounded(own["Regex"]) if "Regex" in own else regex.escape(own["String"])
     raise ValueError(f"its step {ascii(step)[:80]} cuts text by rules that are not known here")
+
+
+def _bounded(rule: str) -> str:
+    """Return a regular expression as it is, unless it repeats something so often that compiling it takes gigabytes.
+
+    The library writes a{1000} out a thousand times, and a repeat within a repeat as often as both together.
+    """
+    counts = [int(number) for braces in regex.findall(r"{[^}]*}", rule) for number in regex.findall(r"[0-9]+", braces)]
+    if math.prod(filter(None, counts)) > MOST_REPEATS:
+        raise ValueError(f"its rule {ascii(rule)[:40]} repeats something more than {MOST_REPEATS} times; {REMEDY}")
+    return rule
 
 
 def _added(content: dict, compose: bool) -> dict[str, object]:

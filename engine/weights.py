@@ -41,7 +41,7 @@ class Weights(Mapping[str, np.ndarray]):
         numbers = self._stored[name].numbers()
 
         # 2. Look for damage, once. The smallest and the largest are infinite, or none, if any number is.
-        if name not in self._finite and numbers.size:
+        if name not in self._finite:
             with np.errstate(invalid="ignore"):
                 if not np.isfinite([numbers.min(), numbers.max()]).all():
                     raise ValueError(f"{self._source}: tensor {name!r} holds a number that is not finite; {REMEDY}")

@@ -1,13 +1,16 @@
 """The command line: a story without PyTorch, from both front doors; a mistake is one line."""
 
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import engine
 import main
 from engine import __main__ as command
 from tests.engine.test_model import STORYTELLER, publish_any
@@ -87,6 +90,55 @@ def test_a_mistake_ends_in_one_line(typed, words, capsys):
     assert all(word in line for word in words.split()), line
 
 
+def test_line_ends_in_what_was_typed_do_not_break_the_line(capsys):
+    assert "--no such" in refused(capsys, command.main, STORYTELLER, "--no\nsuch")
+    assert "/nowhere at all" in refused(capsys, command.main, "/nowhere\nat all")
+
+
+def test_what_was_typed_reaches_the_model(monkeypatch):
+    seen = []
+
+    def load(path, **options):
+        seen.append((path, options))
+        raise ValueError("enough")
+
+    monkeypatch.setattr("engine.generation.load_model", load)
+    typed = "folder --dtype int8 --threads 2 --plain --tokenizer words.json"
+    assert command.main(typed.split()) == command.main(["folder"]) == 2
+    asked = {"dtype": "int8", "threads": 2, "fast": False, "tokenizer": Path("words.json")}
+    left = {"dtype": "fp32", "threads": None, "fast": None, "tokenizer": None}
+    assert seen == [(Path("folder"), asked), (Path("folder"), left)]
+
+
+@pytest.mark.parametrize(("trouble", "code", "words"), [
+    (MemoryError("9 GiB"), 2, "error: not enough memory (9 GiB): choose a smaller model or dtype\n"),
+    (KeyboardInterrupt(), 130, "\nStopped.\n"),
+])
+def test_no_memory_and_an_interruption_end_in_a_line(trouble, code, words, monkeypatch, capsys):
+    def load(*_, **__):
+        raise trouble
+
+    monkeypatch.setattr("engine.generation.load_model", load)
+    assert command.main(["folder"]) == code and capsys.readouterr().err == words
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals to speak of")
+def test_a_story_comes_piece_by_piece_on_a_terminal_of_any_letters_and_can_be_stopped():
+    typed = [sys.executable, "-m", "engine", STORYTELLER, "--plain", "--count", "1000", "--prompt", "Eé"]
+    settings = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    with subprocess.Popen(typed, cwd=ROOT, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert os.read(running.stdout.fileno(), 2) == b"E?" and len(os.read(running.stdout.fileno(), 1)) == 1
+        running.send_signal(signal.SIGTERM)
+        _, error = running.communicate(timeout=60)
+    assert running.returncode == 130 and error.endswith(b"\nStopped.\n")
+
+
+def test_the_front_door_offers_what_it_names():
+    assert all(getattr(engine, name).__name__ == name for name in engine.__all__)
+    with pytest.raises(AttributeError, match="engine has no 'nothing': it offers Engine, SamplingConfig, Tensor"):
+        _ = engine.nothing
+
+
 def test_a_prompt_that_is_too_long_or_nothing_is_refused_and_never_cut(capsys, tmp_path):
     assert "1 to 159" in refused(capsys, command.main, STORYTELLER, "--plain", "--prompt", "word " * 300)
 
@@ -107,6 +159,6 @@ def test_a_gpt2_folder_runs_on_the_engine_by_itself(capsys, tmp_path):
 
 def test_what_is_no_gpt2_is_left_to_pytorch(tmp_path):
     assert not command.is_gpt2(None) and not command.is_gpt2(STORYTELLER) and not command.is_gpt2(tmp_path)
-    for content in ("[]", "{", '{"model_type": 3}', "[" * 100_000):
+    for content in ("[]", "{", "{}", '{"model_type": 3}', "[" * 100_000):
         (tmp_path / "config.json").write_text(content)
         assert not command.is_gpt2(tmp_path)

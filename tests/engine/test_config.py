@@ -161,7 +161,11 @@ def test_a_model_ends_where_its_folder_says(config, generation, ids, tmp_path):
         ({"rope_scaling": LLAMA31 | {"high_freq_factor": 1.0}}, "below high_freq_factor"),
         ({"rope_scaling": [2]}, "rope_scaling"),
         ({"family": "gpt2", "num_kv_heads": 3}, "as in GPT-2"),
-        ({"vocab_size": 10**30}, "vocab_size"),
+        ({"vocab_size": 10**30}, "vocab_size"), ({"family": "gpt2", "head_dim": 6}, "as in GPT-2"),
+        ({"head_dim": 4.0}, "head_dim is 4.0"), ({"num_kv_heads": 2.0}, "num_kv_heads is 2.0"),
+        ({"norm_eps": float("inf")}, "norm_eps is inf"), ({"norm_eps": 10**400}, "norm_eps"),
+        ({"norm_eps": True}, "norm_eps is True"), ({"rope_theta": 0}, "rope_theta is 0"),
+        ({"qkv_bias": 1}, "qkv_bias is 1"), ({"eos_ids": (True,)}, "eos_ids"), ({"eos_ids": 2}, "eos_ids is 2"),
     ],
 )
 def test_an_impossible_model_is_refused_by_the_field_its_value_and_the_rule(changes, words):
@@ -187,6 +191,13 @@ def test_an_impossible_model_is_refused_by_the_field_its_value_and_the_rule(chan
         ({"model_type": "qwen2", "layer_types": ["full_attention", "chunked_attention"]}, "chunked"),
         ({"model_type": "gpt2", **GPT2_SIZES, "scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse"),
         ({"model_type": "gpt2"}, "n_embd is 'missing'"),
+        ({"model_type": "gpt2", **GPT2_SIZES, "n_embd": None}, "d_model is None"),
+        ({"model_type": "gpt2", **GPT2_SIZES, "scale_attn_weights": False}, "scale_attn_weights"),
+        ({"model_type": "gpt2", **GPT2_SIZES, "add_cross_attention": True}, "add_cross_attention"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"eos_token_id": True}, "eos_token_id is True"),
+        ({"model_type": "qwen2", "num_hidden_layers": "3", "use_sliding_window": True}, "num_hidden_layers is '3'"),
+        ({"model_type": "qwen2", "layer_types": ["sliding_attention"] * 2}, "sliding for all with a sliding_window"),
     ],
 )
 def test_a_field_that_would_be_computed_otherwise_is_refused_by_name(changes, words, tmp_path):
@@ -207,6 +218,12 @@ def test_a_config_that_is_no_json_object_is_refused_in_one_line(content, tmp_pat
 def test_a_folder_without_a_config_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere.config.json does not exist"):
         read_config(tmp_path / "nowhere")
+
+
+def test_only_heads_that_rope_turns_must_be_even():
+    assert ModelConfig(**SMALL | {"family": "gpt2", "num_heads": 8}).head_dim == 3
+    with pytest.raises(ValueError, match="head_dim is 3: it must be even"):
+        ModelConfig(**SMALL | {"num_heads": 8})
 
 
 def test_a_billion_layers_cost_nothing_until_somebody_takes_them():

@@ -55,6 +55,7 @@ def test_every_tensor_is_found_where_the_program_writes_it(tied, tmp_path):
     config, weights = load_weights(tmp_path / "model.bin")
     assert {name: getattr(config, name) for name in SIZES} == SIZES
     assert (config.tie_embeddings, config.rope_interleaved, config.head_dim) == (tied, True, 2)
+    assert config.eos_ids == (1, 2)
     assert set(weights) == set(tensors)
     for name, numbers in tensors.items():
         np.testing.assert_array_equal(weights[name], numbers)
@@ -68,6 +69,13 @@ def test_a_file_that_is_a_byte_too_short_or_too_long_is_refused(end, more, tmp_p
     with pytest.raises(ValueError, match=r"model\.bin is no whole llama2\.c model.*bytes") as caught:
         open_llama2c(tmp_path / "model.bin")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("length", [0, 4, 27])
+def test_a_file_too_short_for_its_sizes_is_refused_with_its_length(length, tmp_path):
+    (tmp_path / "model.bin").write_bytes(bytes(length))
+    with pytest.raises(ValueError, match=f"it has {length} bytes, and its sizes alone take 28"):
+        open_llama2c(tmp_path / "model.bin")
 
 
 @pytest.mark.parametrize("place", range(7))

@@ -121,8 +121,10 @@ def test_what_cannot_be_read_is_refused(tmp_path):
                        ([1] * 98, "98 tokens are more than the 97")):
         with pytest.raises(ValueError, match=words):
             model.forward(ids)
-    with pytest.raises(ValueError, match="no ids"):
+    with pytest.raises(ValueError, match="no texts"):
         model.forward_batch([], [])
+    with pytest.raises(ValueError, match="98 tokens are more than the 97 that fit"):
+        model.forward([1] * 98, model.new_cache(1000))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

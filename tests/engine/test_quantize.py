@@ -42,6 +42,33 @@ def test_the_sum_over_groups_of_whole_numbers_says_the_same_as_the_product(dtype
     np.testing.assert_allclose(stored.product(x), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_are_worked_on_in_blocks_and_come_out_as_at_once(dtype, monkeypatch):
+    whole, x = quantize(matrix(70), dtype), matrix(70, T, seed=1)
+    expected = whole.product(x)
+    monkeypatch.setattr("engine.quantize.BLOCK_ROWS", 7)
+    stored = quantize(matrix(70), dtype)
+    np.testing.assert_array_equal(stored.rows(slice(None)), whole.rows(slice(None)))
+    np.testing.assert_allclose(stored.product(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "low", "high"), [("int8", -127, 127), ("int4", -8, 7)])
+@pytest.mark.parametrize("size", [1, 1e-6, 3e-7, 1e-30])
+def test_whole_numbers_stay_in_their_range_though_the_scale_is_rounded(size, dtype, low, high):
+    # A scale of 1e-9 is among the last numbers that 16 bits hold, or is rounded to nothing: then so are the weights.
+    weights = matrix(64) * np.float32(size)
+    stored = quantize(weights, dtype)
+    assert low <= stored.integers(slice(None)).min() and stored.integers(slice(None)).max() <= high
+    assert (np.abs(stored.rows(slice(None)) - weights) <= np.abs(weights).max()).all()
+    numbers, _ = quantize_input(weights)
+    assert -127 <= numbers.min() and numbers.max() <= 127
+
+
+def test_ties_between_two_bfloat16_go_to_the_even_one():
+    halfway = np.array([0x3F808000, 0x3F818000, 0xBF808000, 0xBF818000], np.uint32).view(np.float32)
+    assert to_bfloat16(halfway).tolist() == [0x3F80, 0x3F82, 0xBF80, 0xBF82]
+
+
 def test_bfloat16_rounds_as_pytorch_does():
     bits = np.random.default_rng(0).integers(0, 2**32, 100_000, dtype=np.uint32)
     numbers = bits.view(np.float32)[np.isfinite(bits.view(np.float32))]

@@ -11,7 +11,7 @@ from engine.rope import apply_rope, rope_frequencies, rope_tables
 
 H, T, D = 3, 11, 10
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 24}
+          "original_max_position_embeddings": 64}
 LINEAR = {"rope_type": "linear", "factor": 3.0}
 
 
@@ -56,6 +56,10 @@ def test_the_layouts_differ_by_an_order_of_the_numbers():
     x, tables = random(), rope_tables(np.arange(T), rope_frequencies(D))
     order = np.arange(D).reshape(2, D // 2).T.ravel()
     np.testing.assert_allclose(apply_rope(x[..., order], *tables, True), apply_rope(x, *tables)[..., order], atol=1e-6)
+
+
+def test_the_base_is_that_of_the_paper_unless_told():
+    np.testing.assert_array_equal(rope_frequencies(D), rope_frequencies(D, 10000.0))
 
 
 def test_what_cannot_be_turned_is_refused():

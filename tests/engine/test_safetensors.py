@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from engine.safetensors import BYTES, open_folder, open_safetensors
+from engine.safetensors import BYTES, MAX_HEADER_BYTES, open_folder, open_safetensors
 
 GENERATOR = torch.Generator().manual_seed(5)
 TENSORS = {
@@ -88,6 +88,24 @@ def test_a_file_larger_than_the_memory_is_opened_in_no_memory(tmp_path):
     tracemalloc.stop()
 
 
+def test_a_header_longer_than_any_is_refused_before_it_is_read(tmp_path):
+    path, size = tmp_path / "x.safetensors", MAX_HEADER_BYTES + 1
+    path.write_bytes(size.to_bytes(8, "little") + b"{")
+    os.truncate(path, 8 + size)
+    tracemalloc.start()
+    refused(path, f"claims a header of {size}")
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+def test_a_header_may_name_its_tensors_in_any_order(tmp_path):
+    header = {"c": entry(8, 12, [1]), "b": entry(0, 8, [2]), "a": entry(0, 0, [0])}
+    (tmp_path / "x.safetensors").write_bytes(pack(header, np.arange(3, dtype=np.float32).tobytes()))
+    ours, theirs = open_safetensors(tmp_path / "x.safetensors"), load_file(tmp_path / "x.safetensors")
+    assert [*ours] == ["a", "b", "c"]
+    assert all(ours[name].numbers().tolist() == theirs[name].tolist() for name in header)
+
+
 def test_a_tensor_that_is_no_fraction_is_refused_when_it_is_asked_for(tmp_path):
     save_file({"mask": torch.ones(3, dtype=torch.bool), "x": torch.ones(2), "d": torch.ones(1, dtype=torch.float64)},
               tmp_path / "m.safetensors")
@@ -99,7 +117,8 @@ def test_a_tensor_that_is_no_fraction_is_refused_when_it_is_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64, torch.float64, torch.bool,
-                                   torch.float8_e4m3fn, torch.float8_e5m2, torch.uint16, torch.complex64])
+                                   torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu, torch.uint16, torch.uint32,
+                                   torch.uint64, torch.complex64])
 def test_the_size_of_each_other_format_is_known(dtype, tmp_path):
     save_file({"x": torch.zeros(3, dtype=dtype)}, tmp_path / "x.safetensors")
     assert open_safetensors(tmp_path / "x.safetensors")["x"].dtype in BYTES
@@ -122,6 +141,7 @@ LIES = {
     "no text": (pack(b'{"\xff": 1}'), "utf-8"),
     "a number of a million digits": (pack(b'{"x": ' + b"9" * 10**6 + b"}"), "digits"),
     "notes that are no texts": (pack({"__metadata__": {"a": 1}}), "__metadata__"),
+    "notes that are a number": (pack({"__metadata__": 3}), "__metadata__"),
     "a name twice": (pack(b'{"x":1,"x":2}'), "'x' occurs twice"),
     "a field twice": (pack(b'{"x":{"dtype":"F32","dtype":"F16","shape":[2],"data_offsets":[0,8]}}', EIGHT), "dtype"),
     "a field missing": (pack({"x": {"dtype": "F32", "shape": [2]}}, EIGHT), "must have dtype, shape"),
@@ -133,13 +153,16 @@ LIES = {
     "a shape of fractions": (pack({"x": entry(0, 8, [2.0])}, EIGHT), "shape"),
     "a shape of truth": (pack({"x": entry(0, 4, [True])}, bytes(4)), "shape"),
     "a shape of exabytes": (pack({"x": entry(0, 8, [1 << 40, 1 << 40])}, EIGHT), "cannot fill"),
-    "a product that would wrap to 8 in 64 bits": (pack({"x": entry(0, 8, [2**61 + 1, 2])}, EIGHT), "cannot fill"),
+    "a product that would wrap to 8 in 64 bits": (pack({"x": entry(0, 32, [2**61 + 1, 8])}, bytes(32)), "cannot fill"),
+    "nothing, by more than 64 bits hold": (pack({"x": entry(0, 0, [0, 1 << 64])}), "shape"),
+    "a text as shape": (pack({"x": entry(0, 4, "")}, bytes(4)), "shape"),
     "a hundred dimensions": (pack({"x": entry(0, 8, [2] + [1] * 99)}, EIGHT), "shape"),
     "offsets below zero": (pack({"x": entry(-8, 0, [2])}, EIGHT), "data_offsets"),
     "offsets backwards": (pack({"x": entry(8, 0, [2])}, EIGHT), "cannot fill"),
     "three offsets": (pack({"x": entry(0, 8, [2]) | {"data_offsets": [0, 8, 8]}}, EIGHT), "data_offsets"),
     "offsets as text": (pack({"x": entry(0, 8, [2]) | {"data_offsets": ["0", "8"]}}, EIGHT), "data_offsets"),
     "a shape that does not fit": (pack({"x": entry(0, 8, [3])}, EIGHT), "cannot fill"),
+    "a shape that leaves bytes over": (pack({"x": entry(0, 8, [1])}, EIGHT), "cannot fill"),
     "data cut short": (pack({"x": entry(0, 12, [3])}, EIGHT), "0 to 12"),
     "data left over": (pack({"x": entry(0, 4, [1])}, EIGHT), "end at byte 4 of 8"),
     "data and no tensor": (pack({}, EIGHT), "end at byte 0 of 8"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from chapters import ch09_config, ch09_inference
-from engine.sampling import SamplingConfig, sample_next, token_probabilities
+from engine.sampling import SamplingConfig, keep_min_p, sample_next, token_probabilities
 
 V = 53
 
@@ -55,6 +55,20 @@ def test_each_token_has_the_probability_that_chapter_9_gives_it(options, seed):
     np.testing.assert_array_equal(ours > 0, theirs > 0)
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
     assert ours.sum() == pytest.approx(1)
+
+
+def test_among_equal_scores_a_rank_and_a_share_leave_all_and_a_mass_the_first():
+    kept = {name: np.flatnonzero(token_probabilities(np.zeros(4, np.float32), SamplingConfig(**{name: value}))).tolist()
+            for name, value in (("top_k", 2), ("top_p", 0.5), ("min_p", 0.9))}
+    assert kept == {"top_k": [0, 1, 2, 3], "top_p": [0, 1], "min_p": [0, 1, 2, 3]}
+    np.testing.assert_array_equal(np.isfinite(keep_min_p(np.log([0.49, 1, 0.5]), 0.5)), [False, True, True])
+
+
+def test_the_highest_point_falls_on_a_token_though_rounding_leaves_the_sum_below_1():
+    config, highest = SamplingConfig(temperature=1.0, top_k=9), SimpleNamespace(random=lambda: 1 - 2**-53)
+    for seed in range(40):
+        probs = token_probabilities(scores_of(seed), config)
+        assert probs[sample_next(scores_of(seed), config, dice=highest)] > 0
 
 
 def test_draws_follow_the_probabilities_and_never_take_what_was_cut():

@@ -158,6 +158,8 @@ def test_a_row_moved_over_itself_arrives_whole():
 def test_printing_shows_rows_and_shortens_long_ones():
     assert repr(Tensor([[1, 2.5], [3, 1 / 3]])) == "Tensor([[1, 2.5],\n        [3, 0.3333]], shape=(2, 2))"
     assert repr(Tensor(list(range(9)))) == "Tensor([0, 1, 2, …, 6, 7, 8], shape=(9,))"
+    assert repr(Tensor(list(range(6)))) == "Tensor([0, 1, 2, 3, 4, 5], shape=(6,))"
+    assert repr(Tensor(list(range(7)))) == "Tensor([0, 1, 2, …, 4, 5, 6], shape=(7,))"
     assert repr(Tensor(7)) == "Tensor(7, shape=())"
     assert repr(Tensor([[], []])) == "Tensor([[],\n        []], shape=(2, 0))"
 
@@ -171,20 +173,23 @@ def test_printing_shows_rows_and_shortens_long_ones():
         (lambda: Tensor([1, None]), ValueError, "None stands where a number"),
         (lambda: Tensor.over([1, 2, 3], (2, 2)), ValueError, "holds 3 numbers"),
         (lambda: Tensor.over([1, 2, 3], (2,), (-1,)), ValueError, "from -1 to 0"),
+        (lambda: Tensor.over([1, 2, 3], (2, 2), (-1, 1)), ValueError, "from -1 to 1"),
         (lambda: Tensor.over([1], (1,), ()), ValueError, "one stride for each"),
         (lambda: Tensor.over([1], (-1,)), ValueError, "no length below 0"),
         (lambda: Tensor([1, 2])[2], IndexError, "index 2 is out of range for axis 0 of length 2"),
+        (lambda: Tensor([1, 2])[-3], IndexError, "index -3 is out of range for axis 0 of length 2"),
         (lambda: Tensor([1, 2])[0, 0], IndexError, "2 indices for shape"),
-        (lambda: Tensor([1, 2])[1.0], TypeError, "float"),
+        (lambda: Tensor([[1, 2], [3, 4]])[1.0], TypeError, "float"),
         (lambda: Tensor([[1, 2]]).transpose(0, 0), ValueError, "name each axis once"),
         (lambda: Tensor([[1, 2]]).transpose(0), ValueError, "name each axis once"),
-        (lambda: Tensor([1, 2, 3]).reshape(2, -1), ValueError, "does not fit into"),
+        (lambda: Tensor([1, 2, 3]).reshape(2, -1), ValueError, r"does not fit into \(2, -1\)"),
         (lambda: Tensor([1, 2, 3, 4]).reshape(-1, -1), ValueError, "one may be -1"),
         (lambda: Tensor([]).reshape(0, -1), ValueError, "does not fit"),
+        (lambda: Tensor([-4]) ** 0.5, ValueError, "math domain"),
         (lambda: Tensor([1, 2]).item(), ValueError, "exactly one"),
         (lambda: len(Tensor(1)), ValueError, "has no length"),
         (lambda: Tensor([1, 2]).sum(1), IndexError, "out of range"),
-        (lambda: Tensor([[1, 2]]).sum((0, -2)), ValueError, "name each axis once"),
+        (lambda: Tensor([[1, 2]]).sum((0, -2)), ValueError, r"axis \(0, -2\).*name each axis once"),
         (lambda: Tensor([]).mean(), ValueError, "mean of no numbers"),
         (lambda: Tensor([[], []]).max(1), ValueError, "max of no numbers"),
         (lambda: Tensor([1, 2, 3]).__setitem__(slice(2), Tensor([1, 2, 3])), ValueError, "do not broadcast"),

@@ -14,7 +14,14 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from chapters.ch02_published import open_tokenizer
 from engine.tokenizer import YOUNG, ScoredTokenizer, load_tokenizer, merge_pairs
-from tests.chapters.test_ch02_published import FAMILIES, HARD_TEXTS, TEXT, train_family, train_sentencepiece
+from tests.chapters.test_ch02_published import (
+    FAMILIES,
+    HARD_TEXTS,
+    TEXT,
+    glued_by_the_library,
+    train_family,
+    train_sentencepiece,
+)
 
 DATA = Path(os.environ.get("BOOK_TEST_DATA", "nowhere"), "stories260K")
 real = pytest.mark.skipif(not DATA.is_dir(), reason="BOOK_TEST_DATA names no folder with stories260K in it")
@@ -86,6 +93,31 @@ def test_special_tokens_are_whole_where_allowed_and_text_where_not(family):
         assert number not in ours.encode(f"a{name}b") and ours.decode(ours.encode(f"a{name}b")) == f"a{name}b"
 
 
+def test_of_two_special_tokens_that_begin_alike_the_longer_is_found_as_it_stands(tmp_path):
+    names = ["<|im", "<|im|>", "a.c", "</s>"]
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
+    added = [{"id": 420 + at, "content": name, **flags} for at, name in enumerate(names)]
+    folder = rewrite(train_family("gpt2", tmp_path), lambda content: content.update(added_tokens=added))
+    ours, library = load_tokenizer(folder), Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for text in ("x<|im|>y", "<|im<|im|>", "abc a.c", "</s>"):
+        assert ours.encode(text, allow_special=True) == library_ids(library, text)
+    assert (ours.eos_id, ours.start_ids, ours.vocab_size) == (423, [423], 424)
+
+
+def test_a_file_without_marks_begins_and_ends_no_text(tmp_path):
+    folder = rewrite(train_family("gpt2", tmp_path), lambda content: content.update(added_tokens=[]))
+    ours = load_tokenizer(folder)
+    assert (ours.eos_id, ours.bos_id, ours.start_ids, ours.special_tokens) == (None, None, [], {})
+    assert ours.decode(ours.encode("a <|endoftext|>", allow_special=True)) == "a <|endoftext|>"
+
+
+def test_words_are_forgotten_before_they_fill_the_memory(family, monkeypatch):
+    folder, ours, _ = family
+    monkeypatch.setattr("engine.tokenizer.REMEMBERED_WORDS", 3)
+    forgetful = load_tokenizer(folder)
+    assert forgetful.encode(TEXT) == ours.encode(TEXT) and len(forgetful._known_words) <= 3
+
+
 def test_letters_that_are_too_young_for_the_library_are_marks():
     letters = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x40000), *range(0xE0000, 0xE1000)]))
     letters = "".join(regex.findall(r"[\p{L}\p{M}\p{N}\s]", letters))
@@ -149,17 +181,12 @@ def test_a_words_own_token_counts_before_merges_only_if_the_file_says_so(whole, 
     assert ours.encode("abc") == library_ids(Tokenizer.from_file(str(folder / "tokenizer.json")), "abc") == ids
 
 
-@given(data=st.data())
+@given(example=glued_by_the_library())
 @settings(unhurried, max_examples=300)
-def test_merges_in_any_order_are_glued_as_the_library_glues_them(data):
-    tokens = data.draw(st.lists(st.text("abc", min_size=2, max_size=4), unique=True, min_size=5, max_size=20))
-    known = {*"abc", *tokens}
-    ways = [(t[:i], t[i:]) for t in tokens for i in range(1, len(t)) if t[:i] in known and t[i:] in known]
-    merges = data.draw(st.permutations(ways))
-    vocab = {letter: number for number, letter in enumerate(sorted(known))}
-    library, text = Tokenizer(models.BPE(vocab, list(merges))), data.draw(st.text("abc", min_size=4, max_size=40))
+def test_merges_in_any_order_are_glued_as_the_library_glues_them(example):
+    vocab, merges, text, ids = example
     ranks = {(vocab[a], vocab[b]): (rank, vocab[a + b]) for rank, (a, b) in enumerate(merges)}
-    assert merge_pairs([vocab[letter] for letter in text], ranks.get) == library.encode(text).ids
+    assert merge_pairs([vocab[letter] for letter in text], ranks.get) == ids
 
 
 @given(pairs=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), unique=True, max_size=8),
@@ -220,14 +247,24 @@ def split(**changes) -> dict:
         ({"pre_tokenizer": split(invert=True)}, "not known"),
         ({"pre_tokenizer": split(pattern={"Regex": "("})}, "no regular expression"),
         ({"pre_tokenizer": split(pattern={})}, "String"),
+        ({"pre_tokenizer": split(pattern={"Regex": "(" * 5000 + ")" * 5000})}, "RecursionError"),
+        ({"pre_tokenizer": split(pattern={"Regex": "a{4294967294}"})}, "more than 10000 times"),
+        ({"pre_tokenizer": split(pattern={"Regex": "(?:(?:ab){0,999}c){999}"})}, "more than 10000 times"),
+        ({"pre_tokenizer": split(pattern={"Regex": "(?:a){99999999999i<=4}"})}, "more than 10000"),
         ({"added_tokens": [{"id": 420, "content": "<mask>", "lstrip": True}]}, "lstrip"),
         ({"added_tokens": [{"id": 420, "content": "<mask>", "single_word": True}]}, "single_word"),
+        ({"added_tokens": [{"id": 420, "content": "<mask>", "rstrip": True}]}, "rstrip"),
+        ({"added_tokens": [{"id": 420, "content": 3}]}, "no text"),
+        ({"added_tokens": [{"id": True, "content": "<mask>"}]}, "True is no token id"),
         ({"normalizer": {"type": "NFC"}, "added_tokens": [{"id": 9, "content": "K", "normalized": True}]}, "normali"),
         ({"added_tokens": [{"id": 420, "content": ""}]}, "no text"), ({"added_tokens": [{"content": "<s>"}]}, "id"),
         ({"added_tokens": [{"id": -1, "content": "<s>"}]}, "-1 is no token id"),
         ({"added_tokens": 3}, "tokenizer.json"),
         ({"post_processor": {"type": "TemplateProcessing"}}, "single"), ({"post_processor": [1]}, "tokenizer.json"),
         ({"model": {"type": "WordPiece", "vocab": {}}}, "WordPiece"), ({"model": {"type": "Unigram"}}, "SentencePiece"),
+        ({"pre_tokenizer": {"type": "Metaspace"}}, "SentencePiece's kind .Metaspace"),
+        ({"post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": 3}}],
+                             "special_tokens": []}}, "IndexError"),
         ({"model": 3}, "tokenizer.json"), ({"model": {}}, "tokenizer.json"),
     ],
 )
@@ -252,6 +289,8 @@ def test_a_file_whose_ids_would_differ_here_is_refused_in_one_line(change, words
         (lambda model: model["merges"].append(3), "tokenizer.json"),
         (lambda model: model.update(dropout=0.1), "dropout"),
         (lambda model: model.update(end_of_word_suffix="</w>"), "end_of_word_suffix"),
+        (lambda model: model.update(continuing_subword_prefix="##"), "continuing_subword_prefix"),
+        (lambda model: model.update(byte_fallback=True), "SentencePiece's kind .byte_fallback"),
     ],
 )
 def test_tokens_and_merges_that_do_not_fit_together_are_refused_in_one_line(change, words, tmp_path):
@@ -350,6 +389,20 @@ def test_the_tokenizer_beside_a_model_must_have_its_size(tmp_path):
         load_tokenizer(model)
     write_scored(tmp_path / "tok261.bin", ["a", "b"])
     assert load_tokenizer(model).vocab_size == 261
+
+
+def test_of_two_equal_pieces_the_first_counts_and_the_names_of_bytes_are_no_pieces(tmp_path):
+    ours = load_tokenizer(write_scored(tmp_path / "tok.bin", ["a", "b", "ab", "ab", "a", "<", "0"]))
+    assert ours.encode("ab")[1:] == [261] and ours.encode("a")[1:] == [259]
+    assert ours.decode(ours.encode("<0x41>")) == "<0x41>" and 3 + 0x41 not in ours.encode("<0x41>")
+
+
+def test_a_file_of_pieces_has_at_least_the_marks_and_the_bytes(tmp_path):
+    assert load_tokenizer(write_scored(tmp_path / "tok.bin", [])).decode([3 + 0xC3, 3 + 0xA9]) == "é"
+    path = tmp_path / "tok.bin"
+    path.write_bytes(path.read_bytes()[: -8 - len("<0xFF>")])
+    with pytest.raises(ValueError, match="it has 258 pieces: 3 marks and 256 bytes are the least"):
+        load_tokenizer(path)
 
 
 @pytest.mark.parametrize(
