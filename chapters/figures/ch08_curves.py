@@ -1,10 +1,14 @@
 """Train the `tiny` model well and in six worse ways, and draw the curves, so that a reader knows them when they come.
 
-    python chapters/figures/ch08_curves.py                 draw from the recorded numbers
-    python chapters/figures/ch08_curves.py train [NAME …]  train all runs again, or those named, then draw
+    python chapters/figures/ch08_curves.py                      draw from the recorded numbers
+    python chapters/figures/ch08_curves.py train SEED [NAME …]  train all runs again, or those named, then draw
 
-A run takes some minutes. Its losses and gradient lengths go into `ch08_curves.json`; from there come the figure
-`ch08_curves.svg` beside this script and the table `benchmarks/results/training_curves.md`.
+Before that comes the question which learning rate is a good one: two for each optimizer, through all steps. Runs that
+end close to each other are made with two seeds, of the model's first numbers and of the order of the texts.
+
+A run takes a minute or two. Its losses and gradient lengths go into `ch08_curves.json`; from there come the figure
+`ch08_curves.svg` beside this script and the tables `training_curves.md` and `training_rates.md` in
+`benchmarks/results`.
 """
 
 import contextlib
@@ -12,6 +16,7 @@ import dataclasses
 import datetime
 import json
 import math
+import statistics
 import sys
 import tempfile
 from pathlib import Path
@@ -32,11 +37,11 @@ from chapters.ch09_inference import SamplingConfig, generate_batch  # noqa: E402
 from corpora import stories  # noqa: E402
 
 RECORD = Path(__file__).with_suffix(".json")
-RESULT = ROOT / "benchmarks" / "results" / "training_curves.md"
-COMMAND = "python chapters/figures/ch08_curves.py train"
+RESULTS = ROOT / "benchmarks" / "results"
+COMMAND = "python chapters/figures/ch08_curves.py train SEED"
 
-# Every run is planned for STEPS steps; all but the good one are stopped earlier, when one sees what becomes of them.
-# Each is examined every LOOK_EVERY steps, and at the end tells so many stories.
+# Every run is planned for STEPS steps; some are stopped earlier, when one sees what becomes of them. Each is examined
+# every LOOK_EVERY steps, and at the end tells so many stories.
 STEPS, STOPPED, LOOK_EVERY, TOLD = 120, 60, 20, 50
 
 
@@ -67,27 +72,36 @@ class Run:
 
     title: str
     changes: dict = dataclasses.field(default_factory=dict)
-    steps: int = STOPPED
+    steps: int = STEPS
     stories: int = 2400
     model: type = GPT
 
 
+# The rates that were tried for the good run and for AdamW alone, a factor of about three apart.
+RATES = {"muon": (3e-2, 1e-1), "adamw": (3e-3, 1e-2)}
+TRIED = {
+    f"{optimizer} {rate:g}": Run(optimizer, {"optimizer": optimizer, "learning_rate": rate})
+    for optimizer, rates in RATES.items() for rate in rates
+}
+
+# What the figure shows. The two runs that were tried before are taken from there.
+ADAMW = {"optimizer": "adamw", "learning_rate": 3e-3}
 RUNS = {
-    "good": Run("a good run", steps=STEPS),
-    "high": Run("rate ten times too high", {"learning_rate": 0.3}),
-    "cold": Run("no warm-up, Muon", {"warmup_steps": 0}),
-    "adamw": Run("AdamW, warm-up", {"optimizer": "adamw", "learning_rate": 1e-2}),
-    "adamw_cold": Run("AdamW, no warm-up", {"optimizer": "adamw", "learning_rate": 1e-2, "warmup_steps": 0}),
+    "muon 0.03": Run("a good run"),
+    "high": Run("rate ten times too high", {"learning_rate": 0.3}, STOPPED),
+    "cold": Run("no warm-up, Muon", {"warmup_steps": 0}, STOPPED),
+    "adamw 0.003": Run("AdamW, warm-up", ADAMW),
+    "adamw_cold": Run("AdamW, no warm-up", ADAMW | {"warmup_steps": 0}),
     "few": Run("48 stories only", steps=80, stories=48),
-    "leak": Run("mask wrong by one", model=Leaking),
+    "leak": Run("mask wrong by one", steps=STOPPED, model=Leaking),
 }
 
 
-def train(run: Run, tokenizer: BPETokenizer) -> dict:
+def train(run: Run, seed: int, tokenizer: BPETokenizer) -> dict:
     """Return the record of one run: at each step loss and gradient length, at each look the held-out surprise."""
-    # 1. Draw the text: all runs are examined on the same held-out stories.
-    torch.manual_seed(0)
-    config = TrainConfig(**{"max_steps": STEPS, "batch_size": 12, "compile": "off"} | run.changes)
+    # 1. Draw the text, the same for all seeds: all runs are examined on the same held-out stories.
+    torch.manual_seed(seed)
+    config = TrainConfig(**{"max_steps": STEPS, "batch_size": 12, "compile": "off", "seed": seed} | run.changes)
     model = run.model(PRESETS["tiny"].resized(vocab_size=tokenizer.vocab_size, qk_norm=True))
     learnt, held_out = stories.generate(run.stories, seed=0), stories.generate(48, seed=1)
     rows = [TokenRows(texts, tokenizer, model.config.max_seq_len) for texts in (learnt, held_out)]
@@ -142,27 +156,60 @@ def tell(model: GPT, tokenizer: BPETokenizer) -> list[str]:
     return [tokenizer.decode(row[:end]) for row, end in zip(rows, ends, strict=True)]
 
 
-def write_table(records: dict[str, dict]) -> None:
+def write(name: str, lines: list[str], note: str, records: dict[str, dict]) -> None:
+    """Write a table with what stands below it, and print it."""
+    made = next(iter(records["muon 0.03"].values()))
+    how = f"Batches of 12 rows, bfloat16 products. {made['made']}, `{COMMAND}`"
+    text = "\n".join([*lines, "", f"*Bits per byte; the floor of the held-out stories is {made['floor']:.3f}. {note}. "
+                      f"{how}.*"]) + "\n"
+    (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+def middle(values: list[float]) -> str:
+    """Return the middle one of the seeds' numbers."""
+    return f"{statistics.median(values):.3f}"
+
+
+def span(values: list[float]) -> str:
+    """Return the least and the greatest of the seeds' numbers, where there are several."""
+    return f"{min(values):.3f} to {max(values):.3f}" if len(values) > 1 else ""
+
+
+def write_rates(records: dict[str, dict]) -> None:
+    """Write a row for each rate that was tried: where its held-out text ended."""
+    lines = ["| optimizer | highest rate | seeds | held out: end | range |", "|---|---|---|---|---|"]
+    for name, run in TRIED.items():
+        ends = [record["looks"][-1][1] for record in records[name].values()]
+        words = "Muon, with AdamW" if run.title == "muon" else "AdamW alone"
+        cells = [words, f"{run.changes['learning_rate']:g}", str(len(ends)), middle(ends), span(ends)]
+        lines.append(f"| {' | '.join(cells)} |")
+    write("training_rates", lines, f"{STEPS} steps; the middle of the seeds, and their range", records)
+
+
+def write_curves(records: dict[str, dict]) -> None:
     """Write what a reader would look at in each run, in bits per byte where nothing else is said."""
     # 1. One row a run: where training ended, where the held-out text was best and ended, what it is in use.
-    lines = ["| run | steps | training, last ten steps | held out: best | held out: end | in use | stories accepted |",
-             "|---|---|---|---|---|---|---|"]
+    lines = ["| run | steps | seeds | training, last ten steps | held out: best | held out: end | range | in use | "
+             "stories accepted |", "|---|---|---|---|---|---|---|---|---|"]
     for name, run in RUNS.items():
-        record = records[name]
-        last = bits(record, record["loss"][-10:])
-        seen = [value for _, value, _ in record["looks"]]
-        cells = [sum(last) / len(last), min(seen), seen[-1], record["looks"][-1][2]]
-        told = f"{record['stories_that_parse']} of {TOLD}"
-        told += f", {record['copies']} are copies" if "copies" in record else ""
-        words = [run.title, str(len(record["loss"])), *(f"{cell:.3f}" for cell in cells), told]
-        lines.append(f"| {' | '.join(words)} |")
+        made = records[name].values()
+        lasts = [statistics.fmean(bits(record, record["loss"][-10:])) for record in made]
+        bests = [min(seen for _, seen, _ in record["looks"]) for record in made]
+        _, ends, used = zip(*(record["looks"][-1] for record in made), strict=True)
 
-    # 2. Say how it was made.
-    floor = records["good"]["floor"]
-    lines += ["", f"*Bits per byte; the floor of the held-out stories is {floor:.3f}. One seed a run, batches of 12 "
-              f"rows, bfloat16 products. {records['good']['made']}, `{COMMAND}`.*"]
-    RESULT.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+        # 2. Count what was told by the models of all seeds.
+        told = f"{sum(record['stories_that_parse'] for record in made)} of {TOLD * len(made)}"
+        if name == "few":
+            told += f", {sum(record['copies'] for record in made)} are copies"
+        steps = max(len(record["loss"]) for record in made)
+        cells = [run.title, str(steps), str(len(made)), middle(lasts), middle(bests), middle(ends), span(ends),
+                 middle(used), told]
+        lines.append(f"| {' | '.join(cells)} |")
+
+    # 3. Say how to read it.
+    write("training_curves", lines, "The middle of the seeds, the range of the held-out loss at the end, and the "
+          "stories of all seeds together", records)
 
 
 def bits(record: dict, losses: list[float]) -> list[float]:
@@ -175,15 +222,16 @@ def draw(records: dict[str, dict], target: Path) -> None:
     # 1. Prepare as many panels as runs, and one for the legend.
     figure, panels = plt.subplots(2, 4, figsize=(9.6, 4.8), facecolor="white", layout="constrained", sharex=True,
                                   sharey=True)
-    good = records["good"]["looks"]
+    good = records["muon 0.03"]["0"]["looks"]
     for panel, (name, run) in zip(panels.flat, RUNS.items(), strict=False):
-        # 2. Draw the good run behind each, then training as a line and examinations as dots.
-        record, looks = records[name], list(zip(*records[name]["looks"], strict=True))
         panel.plot([step for step, *_ in good], [seen for _, seen, _ in good], color="#bbbbbb", linewidth=4)
-        panel.plot(range(1, len(record["loss"]) + 1), bits(record, record["loss"]), color="#0072b2", linewidth=1)
-        panel.plot(looks[0], looks[1], color="#d55e00", marker="o", markersize=4, linewidth=1)
-        if run.model is Leaking:
-            panel.plot(looks[0], looks[2], color="black", marker="s", markersize=4, linewidth=1, linestyle=":")
+        # 2. For each seed, draw training as a line and examinations as dots.
+        for record in records[name].values():
+            steps, seen, used = zip(*record["looks"], strict=True)
+            panel.plot(range(1, len(record["loss"]) + 1), bits(record, record["loss"]), color="#0072b2", linewidth=0.7)
+            panel.plot(steps, seen, color="#d55e00", marker="o", markersize=3, linewidth=0.7)
+            if run.model is Leaking:
+                panel.plot(steps, used, color="black", marker="s", markersize=3, linewidth=0.7, linestyle=":")
 
         # 3. Mark the floor, and use plain numbers on the scale.
         panel.axhline(record["floor"], color="#009e73", linestyle="--", linewidth=1)
@@ -210,23 +258,25 @@ def draw(records: dict[str, dict], target: Path) -> None:
     figure.savefig(target, metadata={"Date": None})
 
 
-def main(arguments: list[str]) -> None:
-    """Train what is asked for, keeping the record after each run; then write the table and draw the curves."""
+def main(what: str = "", seed: str = "0", *names: str) -> None:
+    """Train what is asked for, keeping the record after each run; then write the tables and draw the curves."""
     # 1. Train, or take what is recorded.
+    records, runs = json.loads(RECORD.read_text()) if RECORD.exists() else {}, TRIED | RUNS
     tokenizer = BPETokenizer.load(ROOT / "models" / "storyteller")
-    for name in (arguments[1:] or list(RUNS)) if arguments[:1] == ["train"] else []:
+    for name in (names or runs) if what == "train" else []:
         print(name, flush=True)
-        records = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-        records[name] = train(RUNS[name], tokenizer)
+        made = records.setdefault(name, {})
+        made[seed] = train(runs[name], int(seed), tokenizer)
         RECORD.write_text(json.dumps(records) + "\n", encoding="utf-8")
 
     # 2. Show it.
-    records = json.loads(RECORD.read_text())
-    if records.keys() >= RUNS.keys():
-        write_table(records)
+    if records.keys() >= runs.keys():
+        write_rates(records)
+        write_curves(records)
         draw(records, Path(__file__).with_suffix(".svg"))
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     plt.rcParams["svg.hashsalt"] = "ch08"
-    main(sys.argv[1:])
+    main(*sys.argv[1:])

@@ -4,9 +4,10 @@
     python chapters/figures/ch10_experiments.py train SEED [NAME …]   run them all again, or those named
     python chapters/figures/ch10_experiments.py time                  time a step of each, in turn
 
-Every experiment is run with one seed, and those that come out close to the baseline with three. The results go into
-`ch10_experiments.jsonl`, a line for each; from there come the figure `ch10_experiments.svg` beside this script and the
-table `benchmarks/results/experiments.md`.
+Those that come out close to the baseline, or to each other, are run with three seeds. Those that end much further from
+the baseline than its own seeds lie apart have one or two. The results go into `ch10_experiments.jsonl`, a line for
+each; from there come the figure `ch10_experiments.svg` beside this script and the table
+`benchmarks/results/experiments.md`.
 """
 
 import datetime
@@ -76,23 +77,23 @@ def time_steps() -> None:
 
 
 def write_table(found: dict[str, dict]) -> None:
-    """Write a row for each experiment: the middle one of its seeds, and the range where there are several."""
-    lines = ["| name | experiment | parameters | time of a step | training loss, end | held out | range |",
-             "|---|---|---|---|---|---|---|"]
+    """Write a row for each experiment: the middle of its seeds, and the range where there are several."""
+    lines = ["| name | experiment | parameters | time of a step | training loss, end | held out | range | seeds |",
+             "|---|---|---|---|---|---|---|---|"]
     # 1. One row an experiment.
     for name, experiment in EXPERIMENTS.items():
         runs, ratio = found[name]["runs"], found[name]["time"]["ratio"]
         ends, middle = sorted(made["held_out"] for made in runs), statistics.median(made["held_out"] for made in runs)
         cells = [f"`{name}`", experiment.title, f"{runs[0]['parameters']:,}", f"{ratio:.2f}",
                  f"{statistics.median(made['loss'] for made in runs):.2f}", f"{middle:.3f}",
-                 f"{ends[0]:.3f} to {ends[-1]:.3f}" if len(ends) > 1 else ""]
+                 f"{ends[0]:.3f} to {ends[-1]:.3f}" if len(ends) > 1 else "", str(len(ends))]
         lines.append(f"| {' | '.join(cells)} |")
 
     # 2. Say how it was made.
     base = found["baseline"]
     floor = stories.floor_bits_per_byte(stories.generate(HELD_OUT, seed=1))
-    lines += ["", f"*Training loss: nats per token. Held out: bits per byte in use, the middle one of three seeds "
-              f"where a range stands beside it, else one seed; the floor of these stories is {floor:.2f}. Time of a "
+    lines += ["", f"*Training loss: nats per token. Held out: bits per byte in use, the middle of the seeds "
+              f"and their range; the floor of these stories is {floor:.2f}. Time of a "
               f"step: as a multiple of the baseline's, middle one of {ROUNDS} rounds in turn, on "
               f"{base['time']['machine']}. {base['runs'][0]['made']}, `{COMMAND}`.*"]
     RESULT.write_text("\n".join(lines) + "\n", encoding="utf-8")
