@@ -92,6 +92,8 @@ def work_train_to_the_end(team: Alone, folder: Path) -> None:
     keep(team, folder, "whole_run", trainer.train(), weights(trainer))
     keep(team, folder, "parts", [sum(map(local_size, trainer.model.parameters())),
                                  sum(p.numel() for p in trainer.whole.parameters())])
+    names = [type(module).__name__ for module in trainer.model.modules()]
+    keep(team, folder, "units", [name.removeprefix("FSDP") for name in names if name.startswith("FSDP")])
 
 
 def local_size(parameter: torch.Tensor) -> int:
@@ -296,6 +298,11 @@ def test_a_sharded_process_holds_a_part_of_the_model_and_the_others_all_of_it(to
         assert held == everything
     else:
         assert sum(held) == everything[0] and max(held) < 0.55 * everything[0]
+
+
+def test_weights_come_and_go_block_by_block_and_never_all_at_once(together):
+    expected = ["GPT", *["TransformerBlock"] * SMALL.num_layers] if together.name == "shards" else []
+    assert told(together, "units", 0) == told(together, "units", 1) == expected
 
 
 def test_a_request_to_one_process_stops_all_after_the_same_step(together):
