@@ -37,6 +37,7 @@ RUNS = {
     "accumulated": {"optimizer": "muon", "grad_accum_steps": 3, "batch_size": 2},
     "untied": {"tied": False},
     "bfloat16": {"dtype": "bfloat16", "optimizer": "muon"},
+    "float16": {"dtype": "float16", "optimizer": "muon"},
 }
 
 
@@ -136,6 +137,21 @@ def work_explode(team: Alone, folder: Path) -> None:
     keep(team, folder, "wild", str(caught.value))
 
 
+def work_overflow_in_one(team: Alone, folder: Path) -> None:
+    """Let the numbers of the second process overflow in one step: no process may take it."""
+    trainer = trainer_of(team, folder / "overflow", dtype="float16", optimizer="muon")
+    real, before = trainer.loss_on, weights(trainer)
+
+    def overflowing(*batch) -> torch.Tensor:
+        (loss := real(*batch)).register_hook(lambda slope: slope * (math.inf if team.rank and not trainer.step else 1))
+        return loss
+
+    trainer.loss_of = overflowing
+    told = steps(trainer, 1)
+    moved = [name for name, weight in weights(trainer).items() if not torch.equal(weight, before[name])]
+    keep(team, folder, "overflow", [told + steps(trainer, 2), moved, trainer.scaler.get_scale()])
+
+
 def work_average_as_ddp(team: Alone, folder: Path) -> None:
     trainer = trainer_of(team, folder / "ddp")
     theirs = DistributedDataParallel(copy.deepcopy(trainer.whole))
@@ -183,7 +199,7 @@ def work_list_threads(team: Alone, folder: Path) -> None:
 
 
 WORKS = [work_steps, work_resume_what_one_process_saved, work_train_to_the_end, work_stop_when_one_is_asked_to,
-         work_throw_own_dice, work_explode, work_average_as_ddp, work_join, work_tell_each_other,
+         work_throw_own_dice, work_explode, work_overflow_in_one, work_average_as_ddp, work_join, work_tell_each_other,
          work_list_threads]
 
 
@@ -256,7 +272,7 @@ def assert_close(ours: Path, theirs: Path, ours_name: str, theirs_name: str, tol
 
 @pytest.mark.parametrize("name", RUNS)
 def test_every_step_of_two_processes_is_that_of_one(alone, together, name):
-    assert_close(together, alone, name, name, tolerance=2e-2 if name == "bfloat16" else 2e-5)
+    assert_close(together, alone, name, name, tolerance=2e-2 if name.endswith("float16") else 2e-5)
     norms = [step["gradient_norm"] for step in told(together, name)]
     assert min(norms) > 0.5, "nothing was clipped"
 
@@ -324,6 +340,14 @@ def test_dropout_differs_between_processes_steps_and_seeds_and_goes_on_after_a_c
 def test_a_run_that_explodes_says_so_once_with_a_diagnosis(together):
     first, second = (told(together, "wild", rank) for rank in range(SIZE))
     assert first == second and "went bad is" in first and "none" not in first
+
+
+def test_an_overflow_in_one_process_passes_the_step_over_in_all(together):
+    for rank in range(SIZE):
+        (first, *others), moved, scale = told(together, "overflow", rank)
+        assert first["gradient_norm"] is None and math.isfinite(first["loss"]) and moved == []
+        assert scale == 2**15 and all(step["gradient_norm"] > 0 for step in others)
+    assert told(together, "overflow", 0) == told(together, "overflow", 1)
 
 
 def test_averaged_gradients_are_those_of_distributed_data_parallel(together):
