@@ -93,6 +93,8 @@ def work_train_to_the_end(team: Alone, folder: Path) -> None:
     keep(team, folder, "whole_run", trainer.train(), weights(trainer))
     keep(team, folder, "parts", [sum(map(local_size, trainer.model.parameters())),
                                  sum(p.numel() for p in trainer.whole.parameters())])
+    names = [type(module).__name__ for module in trainer.model.modules()]
+    keep(team, folder, "units", [name.removeprefix("FSDP") for name in names if name.startswith("FSDP")])
 
 
 def local_size(parameter: torch.Tensor) -> int:
@@ -122,8 +124,11 @@ def work_throw_own_dice(team: Alone, folder: Path) -> None:
     resumed = trainer_of(team, folder / "dice", dropout=0.3)
     resumed.resume()
     told_again += steps(resumed, STEPS - 2)
-    team.throw_dice(seed=0, step=1)
-    keep(team, folder, "dice", [told, told_again, torch.rand(4).tolist()])
+    thrown = []
+    for seed, step in ((0, 1), (0, 2), (1, 1)):
+        team.throw_dice(seed, step)
+        thrown.append(torch.rand(4).tolist())
+    keep(team, folder, "dice", [told, told_again, thrown])
 
 
 def work_explode(team: Alone, folder: Path) -> None:
@@ -314,16 +319,22 @@ def test_a_sharded_process_holds_a_part_of_the_model_and_the_others_all_of_it(to
         assert sum(held) == everything[0] and max(held) < 0.55 * everything[0]
 
 
+def test_weights_come_and_go_block_by_block_and_never_all_at_once(together):
+    expected = ["GPT", *["TransformerBlock"] * SMALL.num_layers] if together.name == "shards" else []
+    assert told(together, "units", 0) == told(together, "units", 1) == expected
+
+
 def test_a_request_to_one_process_stops_all_after_the_same_step(together):
     assert told(together, "stopped", 0) == told(together, "stopped", 1) == [False, 3]
     assert read_checkpoint(together / "stopped" / "checkpoint" / "state.safetensors")[1]["step"] == 3
 
 
-def test_dropout_differs_between_processes_and_goes_on_after_a_checkpoint(together):
+def test_dropout_differs_between_processes_steps_and_seeds_and_goes_on_after_a_checkpoint(together):
     for rank in range(SIZE):
         undisturbed, broken, _ = told(together, "dice", rank)
         assert undisturbed == broken
-    assert told(together, "dice", 0)[2] != told(together, "dice", 1)[2]
+    thrown = {tuple(dice) for rank in range(SIZE) for dice in told(together, "dice", rank)[2]}
+    assert len(thrown) == 3 * SIZE
 
 
 def test_a_run_that_explodes_says_so_once_with_a_diagnosis(together):
