@@ -117,8 +117,8 @@ def test_a_tensor_that_is_no_fraction_is_refused_when_it_is_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64, torch.float64, torch.bool,
-                                   torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu, torch.uint16, torch.uint32,
-                                   torch.uint64, torch.complex64])
+                                   torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu, torch.uint16,
+                                   torch.uint32, torch.uint64, torch.complex64])
 def test_the_size_of_each_other_format_is_known(dtype, tmp_path):
     save_file({"x": torch.zeros(3, dtype=dtype)}, tmp_path / "x.safetensors")
     assert open_safetensors(tmp_path / "x.safetensors")["x"].dtype in BYTES
