@@ -206,7 +206,7 @@ def test_a_number_that_is_none_is_refused_when_its_tensor_is_asked_for(number, d
 
     change_tensors(tmp_path, damage)
     _, weights = load_weights(tmp_path)
-    assert np.isfinite(weights[NORM]).all()
+    assert np.isfinite(weights[NORM]).all() and weights.shape(UP) == (35, 24)
     for _ in range(2):
         with pytest.raises(ValueError, match=f"{UP}' holds a number that is not finite"):
             weights[UP]
@@ -223,3 +223,5 @@ def test_a_folder_without_weights_is_named(tmp_path):
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no model\.safetensors"):
         load_weights(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"none\.bin'$"):
+        load_weights(tmp_path / "none.bin")
