@@ -19,6 +19,7 @@ import math
 import numpy as np
 
 from engine.layers import softmax
+from engine.quantize import from_bfloat16, to_bfloat16
 
 # How many queries are answered together. The table of scores has so many rows at a time, however long the text is.
 QUERY_BLOCK = 256
@@ -108,12 +109,13 @@ class LayerCache:
     """The keys and values of one layer for the text so far, in memory that is reserved once.
 
     With a `window` nobody looks further back than that; when the memory is full, what is still seen moves to its
-    front and the rest is dropped, so a text may be longer than the memory.
+    front and the rest is dropped, so a text may be longer than the memory. `short` rounds all to bfloat16, which is
+    how `fast.py` keeps them beside short weights: of a long text they are most of what is read.
     """
 
-    def __init__(self, num_kv_heads: int, capacity: int, head_dim: int, window: int | None = None):
+    def __init__(self, num_kv_heads: int, capacity: int, head_dim: int, window: int | None = None, short: bool = False):
         self.keys, self.values = np.empty((2, num_kv_heads, capacity, head_dim), np.float32)
-        self.window, self.length, self.dropped = window, 0, 0
+        self.window, self.short, self.length, self.dropped = window, short, 0, 0
 
     def append(self, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Remember the keys and values of new tokens; return those of all tokens that one of the new ones may see.
@@ -123,6 +125,7 @@ class LayerCache:
         Shapes: k and v (K, T, D) -> (K, S, D), (K, S, D).
         """
         # 1. Find the place behind what is there, and the oldest token that the first new one may see.
+        k, v = (from_bfloat16(to_bfloat16(x)) for x in (k, v)) if self.short else (k, v)
         first = 0 if self.window is None else max(0, self.length - self.window + 1)
         begin, end = first - self.dropped, self.length - self.dropped
         stop, self.length = end + k.shape[1], self.length + k.shape[1]
@@ -150,9 +153,9 @@ class KVCache:
     the front once in a window, not at each step.
     """
 
-    def __init__(self, config, max_len: int):
+    def __init__(self, config, max_len: int, short: bool = False):
         capacity = max_len if config.sliding_window is None else min(max_len, 2 * config.sliding_window)
-        sizes = config.num_kv_heads, capacity, config.head_dim, config.sliding_window
+        sizes = config.num_kv_heads, capacity, config.head_dim, config.sliding_window, short
         self.max_len, self.layers = max_len, [LayerCache(*sizes) for _ in range(config.num_layers)]
 
     @property

@@ -12,7 +12,8 @@ import numpy as np
 
 from engine import machine
 from engine.config import ModelConfig
-from engine.quantize import DTYPES, Matrix, quantize
+from engine.model import checked_ids
+from engine.quantize import DTYPES, GROUP, Matrix, quantize
 from engine.rope import rope_frequencies, rope_tables
 
 # The kernels need the instructions that they are made of.
@@ -32,15 +33,18 @@ ROWS = 2048
 class FastCache:
     """What every layer remembers of one text of up to `max_len` tokens; `length` tokens are in it."""
 
-    def __init__(self, config: ModelConfig, max_len: int):
-        # 1. Make room in panels, as the kernels read them; and work out the angles of all positions once.
-        self.max_len, self.length, self.capacity = max_len, 0, -(-max_len // PANEL) * PANEL
+    def __init__(self, config: ModelConfig, max_len: int, threads: int, dtype: str):
+        # 1. Make room in panels, as the kernels read them; beside short weights for upper halves only.
+        self.max_len, self.length, capacity = max_len, 0, -(-max_len // PANEL) * PANEL
         layers, heads, size = config.num_layers, config.num_kv_heads, config.head_dim
-        keys = _zeros((layers, heads, self.capacity // PANEL, size, PANEL))
-        values = _zeros((layers, heads, -(-size // PANEL), self.capacity, PANEL))
+        kind = np.float32 if dtype == "fp32" else np.uint16
+        keys = _zeros((layers, heads, capacity // PANEL, size, PANEL), kind)
+        values = _zeros((layers, heads, -(-size // PANEL), capacity, PANEL), kind)
+
+        # 2. Work out the angles of all positions once, make room for each thread's scores, and keep all in order.
         speeds = rope_frequencies(size, config.rope_theta, config.rope_scaling)
-        # 2. Keep them in the order that a step asks for.
-        self.arrays = *rope_tables(np.arange(max_len), speeds), keys, values
+        scores = machine.aligned_empty((threads, kernels.TILE, capacity))
+        self.arrays = *rope_tables(np.arange(max_len), speeds), keys, values, scores
 
 
 class FastModel:
@@ -55,33 +59,40 @@ class FastModel:
         # 1. Refuse what the kernels cannot do.
         if not self.supports(config):
             raise ValueError("the compiled loops cover neither this model nor this processor: use engine.model.Model")
-        self.config, self.threads = config, machine.threads() if threads is None else threads
+        self.config, self._dtype, self.threads = config, dtype, machine.threads() if threads is None else threads
         if not 1 <= self.threads <= numba.config.NUMBA_NUM_THREADS:
             raise ValueError(f"threads is {threads}: it must be 1 to {numba.config.NUMBA_NUM_THREADS} on this machine")
 
-        # 2. Pack the matrices one at a time, the largest one first: while a model is loaded, little more than the
-        # model is in memory.
-        self._embedding = weights["model.embed_tokens.weight"]
-        head, *layers = (pack_rows(matrix, dtype) for matrix in _matrices(config, weights))
-        self._packed = [*layers, head]
-        form, size = DTYPES.index(dtype), kernels.BLOCK_BYTES[DTYPES.index(dtype)]
-        plan = np.array([[packed.ctypes.data, form, packed.shape[1] // size, len(packed)] for packed in self._packed])
+        # 2. Give each matrix its place in one piece of memory: one stream for a whole token, in large pages throughout.
+        plan, size = _plan(config, DTYPES.index(dtype))
+        self._packed = machine.aligned_empty(size, np.uint8)
+        plan[:, kernels.ADDRESS] += self._packed.ctypes.data
 
-        # 3. Take the small vectors as they are.
+        # 3. Pack them there one at a time: while a model is loaded, little more than the model is in memory. The
+        # embedding is only looked up in. Beside rounded matrices bfloat16 is good enough for it.
+        self._embedding = quantize(weights["model.embed_tokens.weight"], "fp32" if dtype == "fp32" else "bf16")
+        for row, matrix in zip(np.roll(plan, 1, axis=0), _matrices(config, weights), strict=True):
+            start, block = row[kernels.ADDRESS] - self._packed.ctypes.data, kernels.BLOCK_BYTES[row[kernels.FORMAT]]
+            end = start + row[kernels.PANELS] * row[kernels.BLOCKS] * block
+            pack_rows(matrix, dtype, self._packed[start:end].reshape(row[kernels.PANELS], -1))
+
+        # 4. Take the small vectors as they are.
         attention = [f"model.layers.{number}.self_attn." for number in range(config.num_layers)]
         kinds = "input_layernorm", "post_attention_layernorm"
         names = [layer.replace("self_attn", kind) + "weight" for layer in attention for kind in kinds]
         norms = np.stack([weights[name] for name in [*names, "model.norm.weight"]])
 
-        # 4. Do the same with those that not every model has. Empty ones say so.
+        # 5. Do the same with those that not every model has. Empty ones say so.
         heads, biases = np.zeros((config.num_layers, 0, 0), np.float32), np.zeros((config.num_layers, 0), np.float32)
         if config.qk_norm:
             heads = np.array([[weights[f"{layer}{n}_norm.weight"] for n in "qk"] for layer in attention])
         if config.qkv_bias:
             biases = np.array([np.hstack([weights[f"{layer}{n}_proj.bias"] for n in "qkv"]) for layer in attention])
 
-        # 5. Keep them in the order that a step asks for, and remember the rooms that it works in.
-        self._arrays, self._rooms = (plan, norms, heads, biases), {}
+        # 6. Keep them in the order that a step asks for, and remember the rooms that it works in.
+        self._arrays, self._rooms = (plan, norms, heads, biases, np.float32(config.norm_eps)), {}
+        self._sizes = np.array([0, 0, 0, config.num_layers, config.num_heads, config.num_kv_heads, config.head_dim,
+                                config.sliding_window or NO_WINDOW, config.rope_interleaved])
 
     @staticmethod
     def supports(config: ModelConfig) -> bool:
@@ -91,11 +102,11 @@ class FastModel:
     @property
     def nbytes(self) -> int:
         """The bytes of all packed matrices: what is read from memory for one token."""
-        return sum(packed.nbytes for packed in self._packed)
+        return self._packed.nbytes
 
     def new_cache(self, max_len: int) -> FastCache:
         """Return an empty memory for one text of up to `max_len` tokens."""
-        return FastCache(self.config, max_len)
+        return FastCache(self.config, max_len, self.threads, self._dtype)
 
     def forward(self, ids: Sequence[int], cache: FastCache | None = None, last_only: bool = False) -> np.ndarray:
         """Return the score of every token of the vocabulary after each of these ids, or after the last one only.
@@ -106,14 +117,8 @@ class FastModel:
         Raises ValueError for no ids, for ids that the model does not have, and for more than cache or context hold.
         """
         # 1. Refuse what cannot be read.
-        ids, size = np.asarray(ids, dtype=np.int64), self.config.vocab_size
-        cache = self.new_cache(max(len(ids), 1)) if cache is None else cache
-        room, end = min(self.config.max_seq_len, cache.max_len), cache.length + len(ids)
-        if not len(ids) or len(wrong := ids[(ids < 0) | (ids >= size)]):
-            raise ValueError(f"id {wrong[0]} is no token of this model: ids go from 0 to {size - 1}" if len(ids)
-                             else "there are no ids: give at least one")
-        if end > room:
-            raise ValueError(f"{end} tokens are more than the {room} that fit: shorten the text")
+        ids = checked_ids(ids, self.config, cache)
+        cache = self.new_cache(len(ids)) if cache is None else cache
 
         # 2. Go through a long prompt in pieces, which fit into the processor's own memory.
         pieces = [ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK)]
@@ -122,21 +127,18 @@ class FastModel:
 
     def _step(self, ids: np.ndarray, cache: FastCache, last_only: bool) -> np.ndarray:
         """Return the scores after some ids that fit into one step, and put them into the cache."""
-        # 1. Say how large everything is, and make room for the result.
-        c, tokens, scored = self.config, len(ids), 1 if last_only else len(ids)
-        sizes = np.array([tokens, cache.length, scored, c.num_layers, c.num_heads, c.num_kv_heads, c.head_dim,
-                          c.sliding_window or NO_WINDOW, c.rope_interleaved])
-        logits = np.empty((scored, len(self._packed[-1]) * PANEL), np.float32)
-        scores = machine.aligned_empty((self.threads, kernels.TILE, cache.capacity))
-
+        # 1. Say how many there are, and make room for the result. What is done here once for a token is done without
+        # the processor's memories: the weights have just pushed all else out of them. So there is little of it.
+        scored = 1 if last_only else len(ids)
+        self._sizes[: kernels.LAYERS] = len(ids), cache.length, scored
+        logits = np.empty((scored, self._arrays[0][-1, kernels.PANELS] * PANEL), np.float32)
 
         # 2. Let all threads work; then count the tokens as read.
-        inputs, buffers, counter = self._room(1 if tokens == 1 else CHUNK)
         numba.set_num_threads(self.threads)
-        kernels.step(self.threads, sizes, np.float32(c.norm_eps), self._arrays, cache.arrays, inputs, buffers,
-                     self._embedding[ids], scores, logits, counter)
-        cache.length += tokens
-        return logits[:, :c.vocab_size]
+        kernels.step(self.threads, self._sizes, self._arrays, cache.arrays, *self._room(1 if len(ids) == 1 else CHUNK),
+                     self._embedding.rows(ids), logits)
+        cache.length += len(ids)
+        return logits[:, : self.config.vocab_size]
 
     def _room(self, tokens: int) -> tuple:
         """Return the arrays that a step of up to so many tokens works in; they are made once."""
@@ -148,26 +150,42 @@ class FastModel:
         # 2. Make room for the widest input, in whole blocks and lines.
         widest = max(blocks * kernels.INPUT_BYTES[form] for _, form, blocks, _ in plan.tolist())
         floats = _zeros((max(tokens, self.threads), -(-widest // 64) * 16))
-        inputs = floats, floats.view(np.int8), floats.view(np.int32)
 
         # 3. Make a row for each token, as wide as the panels that are written to it; and one for each thread.
         qkv, change, gates, _ = (plan[: kernels.MATRICES, kernels.PANELS] * PANEL).tolist()
         rows = [_zeros((tokens, width)) for width in (qkv, c.num_heads * c.head_dim, change, gates, gates // 2)]
         scratch = _zeros((self.threads, max(c.d_model, 2 * kernels.TILE * (c.head_dim + PANEL))))
-        self._rooms[tokens] = inputs, (*rows, scratch), np.zeros(1, np.int64)
+        self._rooms[tokens] = floats, (*rows, scratch), np.zeros(1, np.int64)
         return self._rooms[tokens]
 
 
-def _zeros(shape: tuple[int, ...]) -> np.ndarray:
-    """Return an aligned float32 array of zeros. Not every number is written before a wide load reads it."""
-    array = machine.aligned_empty(shape)
+def _zeros(shape: tuple[int, ...], kind: type = np.float32) -> np.ndarray:
+    """Return an aligned array of zeros. Not every number is written before a wide load reads it."""
+    array = machine.aligned_empty(shape, kind)
     array.fill(0)
     return array
 
 
+def _plan(config: ModelConfig, form: int) -> tuple[np.ndarray, int]:
+    """Return a row for each matrix, int64: place, format, blocks of a panel, panels; and the bytes of all together.
+
+    Matrices that read the same input are one. The output head comes last.
+    """
+    # 1. List the rows and columns. Gates come in half panels (see `_matrices`).
+    width, inner, half = config.d_model, config.num_heads * config.head_dim, PANEL // 2
+    hidden, pairs = -(-config.d_ff // half) * half, 2 * config.num_kv_heads * config.head_dim
+    layer = [(inner + pairs, width), (width, inner), (2 * hidden, width), (width, hidden)]
+
+    # 2. Put one behind the other.
+    shapes = np.array([*layer * config.num_layers, (config.vocab_size, width)])
+    panels, blocks = -(-shapes // (PANEL, 1 if form in (kernels.FP32, kernels.BF16) else GROUP)).T
+    ends = np.cumsum(panels * blocks * kernels.BLOCK_BYTES[form])
+    return np.stack([np.append(0, ends[:-1]), np.full_like(ends, form), blocks, panels], axis=1), int(ends[-1])
+
+
 def _matrices(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> Iterator[np.ndarray]:
-    """Yield the output head, then the matrices in the order of the plan, those that read the same input as one."""
-    # 1. Begin with the largest. Then join queries, keys and values.
+    """Yield the output head, which is the largest, then the matrices in the order of the plan, in float32."""
+    # 1. Join queries, keys and values.
     yield weights["model.embed_tokens.weight" if config.tie_embeddings else "lm_head.weight"]
     for number in range(config.num_layers):
         attention, mlp = (f"model.layers.{number}.{part}." for part in ("self_attn", "mlp"))
@@ -190,14 +208,14 @@ def _matrices(config: ModelConfig, weights: Mapping[str, np.ndarray]) -> Iterato
         yield np.pad(weights[f"{mlp}down_proj.weight"], ((0, 0), (0, extra)))
 
 
-def pack_rows(matrix: np.ndarray, dtype: str) -> np.ndarray:
-    """Return the panels of a float32 matrix (N, C) in a format, some rows at a time.
+def pack_rows(matrix: np.ndarray, dtype: str, out: np.ndarray) -> None:
+    """Write the panels of a float32 matrix (N, C) in a format to out, uint8 (panels, bytes), some rows at a time.
 
     Rounding takes several times the memory of the rows that it rounds.
     """
-    parts = [pack(quantize(matrix[first : first + ROWS], dtype)) for first in range(0, len(matrix), ROWS)]
-    whole = machine.aligned_empty((sum(map(len, parts)), parts[0].shape[1]), np.uint8)
-    return np.concatenate(parts, out=whole)
+    for first in range(0, len(matrix), ROWS):
+        packed = pack(quantize(matrix[first : first + ROWS], dtype))
+        out[first // PANEL : first // PANEL + len(packed)] = packed
 
 
 def pack(matrix: Matrix) -> np.ndarray:

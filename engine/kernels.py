@@ -24,8 +24,8 @@ from numba.extending import intrinsic
 from engine.machine import compiled
 from engine.quantize import GROUP
 
-# Rows of a panel; how many tokens share one reading of it when a prompt is read.
-PANEL, TILE = 32, 4
+# Rows of a panel; how many tokens share one reading of it when a prompt is read; how far ahead int8 is asked for.
+PANEL, TILE, AHEAD = 32, 4, 3072
 
 # The formats in the order of `quantize.DTYPES`. Bytes of a block: a panel's column of floats, or its 32 scales of half
 # precision and a group of 32 whole numbers. Bytes of a token's input to it: a float32, or a group, a scale and a start.
@@ -114,9 +114,8 @@ def _panel(builder: ir.IRBuilder, form: int, count: int, arguments: list) -> Non
     """Emit the loop through one panel, for one format and one number of tokens."""
     # 1. Keep two registers of sums for each token.
     weights, inputs, stride, blocks, out, out_stride = arguments
-    sums = [[cgutils.alloca_once(builder, FLOATS) for _ in range(2)] for _ in range(count)]
-    for total in sum(sums, []):
-        builder.store(ir.Constant(FLOATS, [0.0] * 16), total)
+    zeros = ir.Constant(FLOATS, [0.0] * 16)
+    sums = [[cgutils.alloca_once_value(builder, zeros) for _ in range(2)] for _ in range(count)]
 
     # 2. Go through the panel once, block by block.
     emit = _float_block if form in (FP32, BF16) else _integer_block
@@ -124,8 +123,11 @@ def _panel(builder: ir.IRBuilder, form: int, count: int, arguments: list) -> Non
         here, first = (builder.add(start, builder.mul(loop.index, I64(size[form])))
                        for start, size in ((weights, BLOCK_BYTES), (inputs, INPUT_BYTES)))
         each = [builder.add(first, builder.mul(stride, I64(token))) for token in range(count)]
+        # 3. Ask for lines ahead. The processor foresees which come next, but less well in the long blocks of int8.
+        for line in range(0, BLOCK_BYTES[form], 64) if count == 1 and form == INT8 else ():
+            _call(builder, "llvm.prefetch.p0", ir.VoidType(), _at(builder, here, AHEAD + line), *map(I32, (0, 2, 1)))
         emit(form, builder, here, each, sums)
-    # 3. Write the sums.
+    # 4. Write the sums.
     for token, totals in enumerate(sums):
         row = builder.add(out, builder.mul(out_stride, I64(token)))
         for half, total in enumerate(totals):
@@ -160,7 +162,6 @@ def meet(typing, counter, target):
     def generate(context, builder, signature, arguments):
         # 1. Say that this thread is here.
         place, looks = builder.inttoptr(arguments[0], ir.PointerType()), cgutils.alloca_once_value(builder, I64(0))
-        builder.store(I64(0), looks)
         builder.atomic_rmw("add", place, I64(1), "acq_rel")
         again, done = builder.append_basic_block("again"), builder.append_basic_block("done")
         builder.branch(again)
@@ -180,12 +181,6 @@ def meet(typing, counter, target):
     return types.void(types.int64, types.int64), generate
 
 
-@intrinsic
-def float_of_bits(typing, bits):
-    """Return the float32 with these 32 bits."""
-    return types.float32(types.int32), lambda context, builder, signature, values: builder.bitcast(values[0], F32)
-
-
 @compiled(fastmath=LOOSE)
 def exponential(x):
     """Return e**x for a float32, within a few units of the last digit; plain arithmetic, so that 16 go at once.
@@ -201,7 +196,7 @@ def exponential(x):
     s = np.float32(1 / 120) + r * np.float32(1 / 720)
     s = np.float32(1 / 6) + r * (np.float32(1 / 24) + r * s)
     s = np.float32(1) + r * (np.float32(1) + r * (np.float32(0.5) + r * s))
-    return s * float_of_bits(np.int32((np.int32(k) + np.int32(127)) << np.int32(23)))
+    return s * np.int32((np.int32(k) + np.int32(127)) << np.int32(23)).view(np.float32)
 
 
 @compiled(fastmath=LOOSE)
@@ -209,8 +204,8 @@ def normalize(x, weight, eps, out):
     """Write x scaled to a root mean square of 1, times weight: RMSNorm."""
     # 1. Measure.
     total = np.float32(0)
-    for number in x:
-        total += number * number
+    for i in range(len(x)):
+        total += x[i] * x[i]
     factor = np.float32(1) / np.sqrt(total / np.float32(len(x)) + eps)
     # 2. Scale, number by number: a product of arrays would need an array in between.
     for i in range(len(x)):
@@ -227,16 +222,14 @@ def prepare(form, x, floats, bytes_, words):
     """
     # 1. Copy floats.
     if form == FP32 or form == BF16:
-        for i in range(len(x)):
-            floats[i] = x[i]
+        floats[: len(x)] = x
         return
     for group in range((len(x) + GROUP - 1) // GROUP):
         # 2. Find the largest number of the group. What fills up the last one is 0.
         part, place, largest = x[group * GROUP : (group + 1) * GROUP], group * (GROUP + 8), np.float32(0)
         for number in part:
             largest = max(largest, abs(number))
-        for i in range(len(part), GROUP):
-            bytes_[place + i] = 0
+        bytes_[place + len(part) : place + GROUP] = 0
         # 3. Round all numbers by it.
         factor, total = np.float32(127) / largest if largest > np.float32(1e-30) else np.float32(0), np.float32(0)
         for i in range(len(part)):
@@ -303,10 +296,18 @@ def softmax(x, low, high):
 @compiled(fastmath=LOOSE)
 def swiglu(gates, hidden, first, last):
     """Write silu(gate) * up for the panels of rows first … last: 16 gates, then the 16 ups that go with them."""
+    half = PANEL // 2
     for place in range(first, last, PANEL):
-        for i in range(PANEL // 2):
-            gate, up = gates[place + i], gates[place + PANEL // 2 + i]
-            hidden[place // 2 + i] = up * gate / (np.float32(1) + exponential(-gate))
+        gate, up, out = gates[place : place + half], gates[place + half : place + PANEL], hidden[place // 2 :][:half]
+        for i in range(len(out)):
+            out[i] = up[i] * gate[i] / (np.float32(1) + exponential(-gate[i]))
+
+
+@compiled()
+def keep(row, lane, number):
+    """Write a float32 to a place in the cache: itself, or its upper half, rounded to the nearest, ties to even."""
+    bits = np.int64(np.float32(number).view(np.uint32))
+    row[lane] = number if row.itemsize == 4 else (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
 
 
 @compiled()
@@ -333,8 +334,8 @@ def remember(sizes, token, head, qkv, bias, norms, cos, sin, eps, keys, values):
 
     # 4. Store key and value, each number in its panel's lane.
     for i in range(size):
-        keys[head, position // PANEL, i, position % PANEL] = qkv[key * size + i]
-        values[head, i // PANEL, position, i % PANEL] = qkv[value * size + i]
+        keep(keys[head, position // PANEL, i], position % PANEL, qkv[key * size + i])
+        keep(values[head, i // PANEL, position], i % PANEL, qkv[value * size + i])
 
 
 @compiled()
@@ -346,6 +347,7 @@ def attend(sizes, head, qkv, keys, values, scratch, scores, out):
     # 1. Lay out the room: some queries, and what they find.
     size, group, row = sizes[HEAD_DIM], sizes[HEADS] // sizes[KV_HEADS], 4 * scores.shape[1]
     position, total, width = sizes[POSITION], sizes[TOKENS] * group, values.shape[0] * PANEL
+    form, line = FP32 if keys.itemsize == 4 else BF16, keys.itemsize * PANEL
     queries, found, done, scale = scratch[: TILE * size], scratch[TILE * size :], 0, np.float32(1 / np.sqrt(size))
     while done < total:
         # 2. Take as many as share one reading, scaled.
@@ -358,17 +360,17 @@ def attend(sizes, head, qkv, keys, values, scratch, scores, out):
         end = position + (done + count - 1) // group + 1
         start = max(0, position + done // group + 1 - sizes[WINDOW]) // PANEL * PANEL
         for number in range(start // PANEL, (end + PANEL - 1) // PANEL):
-            place, there = keys.ctypes.data + number * size * 4 * PANEL, scores.ctypes.data + number * 4 * PANEL
-            panel(FP32, count, place, queries.ctypes.data, 4 * size, size, there, row)
+            place, there = keys.ctypes.data + number * size * line, scores.ctypes.data + number * 4 * PANEL
+            panel(form, count, place, queries.ctypes.data, 4 * size, size, there, row)
         # 4. Turn the scores into shares. No query sees beyond its own position, or its window.
         for i in range(count):
             high = position + (done + i) // group + 1
             softmax(scores[i, start:end], max(0, high - sizes[WINDOW]) - start, high - start)
         # 5. Mix the values by these shares.
         for number in range(values.shape[0]):
-            place = values.ctypes.data + (number * values.shape[1] + start) * 4 * PANEL
+            place = values.ctypes.data + (number * values.shape[1] + start) * line
             there = found.ctypes.data + number * 4 * PANEL
-            panel(FP32, count, place, scores.ctypes.data + 4 * start, row, end - start, there, 4 * width)
+            panel(form, count, place, scores.ctypes.data + 4 * start, row, end - start, there, 4 * width)
         # 6. Hand them over.
         for i in range(count):
             token, first = (done + i) // group, (head * group + (done + i) % group) * size
@@ -392,7 +394,7 @@ def read(form, source, norm, eps, thread, threads, tokens, inputs, scratch, coun
         if len(norm):
             normalize(x, norm, eps, scratch)
             x = scratch[: len(x)]
-        prepare(form, x, inputs[0][row], inputs[1][row], inputs[2][row])
+        prepare(form, x, inputs[row], inputs[row].view(np.int8), inputs[row].view(np.int32))
     # 3. Let all be ready before one of them is used.
     if tokens > 1:
         meet(counter, threads * (stage + 1))
@@ -400,13 +402,13 @@ def read(form, source, norm, eps, thread, threads, tokens, inputs, scratch, coun
 
 
 @compiled()
-def work(thread, threads, sizes, eps, model, cache, inputs, buffers, x, scores, logits, counter):
+def work(thread, threads, sizes, model, cache, inputs, buffers, counter, x, logits):
     """Do one thread's part of a step: all tokens through all layers, five stages each, and the output head."""
     # 1. Find the thread's place.
-    (plan, norms, head_norms, biases), (cos, sin, keys, values) = model, cache
+    (plan, norms, head_norms, biases, eps), (cos, sin, keys, values, scores) = model, cache
     (qkv, found, change, gates, hidden, scratch), none, counter = buffers, norms[0][:0], counter.ctypes.data
-    tokens, stage, mine, stride = sizes[TOKENS], 0, scratch[thread], inputs[0].shape[1] * 4
-    place, own_heads = inputs[0].ctypes.data, share(sizes[KV_HEADS], thread, threads)
+    tokens, stage, mine, stride = sizes[TOKENS], 0, scratch[thread], inputs.shape[1] * 4
+    place, own_heads = inputs.ctypes.data, share(sizes[KV_HEADS], thread, threads)
     for layer, which in np.ndindex(sizes[LAYERS], MATRICES):
         # 2. Choose: every other matrix reads the stream, the others what the stage before has made.
         stream, matrix = which == QKV or which == GATE_UP, plan[layer * MATRICES + which]
@@ -441,8 +443,8 @@ def work(thread, threads, sizes, eps, model, cache, inputs, buffers, x, scores, 
 
 
 @compiled(parallel=True)
-def step(threads, sizes, eps, model, cache, inputs, buffers, x, scores, logits, counter):
+def step(threads, sizes, model, cache, inputs, buffers, counter, x, logits):
     """Let all threads work: one parallel region for a step, because to begin and end one costs as much as a layer."""
     counter[0] = 0
     for thread in numba.prange(threads):
-        work(np.int64(thread), threads, sizes, eps, model, cache, inputs, buffers, x, scores, logits, counter)
+        work(np.int64(thread), threads, sizes, model, cache, inputs, buffers, counter, x, logits)

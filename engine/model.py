@@ -42,7 +42,7 @@ GPT2_BLOCK = {
 }
 
 # One text in a batch: where its new tokens stand among all new tokens, and what one layer remembers of it.
-Memory = Sequence[tuple[slice, LayerCache | None]]
+Memory = Sequence[tuple[slice, LayerCache]]
 
 
 def checked_ids(ids: Sequence[int], config: ModelConfig, cache=None) -> np.ndarray:
@@ -91,7 +91,7 @@ def attend_texts(q: np.ndarray, k: np.ndarray, v: np.ndarray, memory: Memory, wi
     """
     out = np.empty_like(q)  # (H, T, D)
     for text, cache in memory:
-        keys, values = (k[:, text], v[:, text]) if cache is None else cache.append(k[:, text], v[:, text])
+        keys, values = cache.append(k[:, text], v[:, text])
         out[:, text] = attend(q[:, text], keys, values, window)
     return out  # (H, T, D)
 
@@ -165,10 +165,10 @@ class Model:
         gpt2 = config.family == "gpt2"
 
         # 2. Take what stands below the blocks and above them. The embedding table is only looked up in, a row at a
-        # time, so rounding it would gain nothing; as a tied head it is multiplied with, like any other matrix.
+        # time: bfloat16 is short enough for it. As a tied head it is multiplied with, like any other matrix.
         table, norm = ("wte.weight", "ln_f.weight") if gpt2 else ("model.embed_tokens.weight", "model.norm.weight")
-        self._embedding, self._norm = weights[table], weights[norm]
-        self._head = quantize(self._embedding if config.tie_embeddings else weights["lm_head.weight"], dtype)
+        self._embedding, self._norm = quantize(weights[table], "fp32" if dtype == "fp32" else "bf16"), weights[norm]
+        self._head = quantize(weights[table if config.tie_embeddings else "lm_head.weight"], dtype)
 
         # 3. Know about positions what the family asks for: learnt vectors, or speeds of rotation.
         if gpt2:
@@ -194,7 +194,7 @@ class Model:
 
     def new_cache(self, max_len: int) -> KVCache:
         """Return an empty memory for one text of up to `max_len` tokens."""
-        return KVCache(self.config, max_len)
+        return KVCache(self.config, max_len, short=self._dtype != "fp32")
 
     def forward(self, ids: Sequence[int], cache: KVCache | None = None, last_only: bool = False) -> np.ndarray:
         """Return the score of every token of the vocabulary after each of these ids, or after the last one only.
@@ -221,8 +221,9 @@ class Model:
         rows = [checked_ids(text, self.config, cache) for text, cache in zip(texts, caches, strict=True)]
         ids = np.concatenate(rows)  # (T,)
 
-        # 2. Number each by its place in its own text.
-        starts = [0 if cache is None else cache.length for cache in caches]
+        # 2. Number each by its place in its own text. A text without a memory gets one for this call.
+        caches = [cache or self.new_cache(len(text)) for text, cache in zip(texts, caches, strict=True)]
+        starts = [cache.length for cache in caches]
         places = [np.arange(start, start + len(text)) for text, start in zip(texts, starts, strict=True)]
         positions = np.concatenate(places)  # (T,)
 
@@ -233,7 +234,7 @@ class Model:
         # 4. Climb the tower, each layer with what it remembers of each text.
         x, block = self._embed(ids, positions), self._block_at(positions)
         for i, weights in enumerate(self._blocks):
-            memory = [(span, cache and cache.layers[i]) for span, cache in zip(spans, caches, strict=True)]
+            memory = [(span, cache.layers[i]) for span, cache in zip(spans, caches, strict=True)]
             x = block(x, weights, memory)  # (T, C)
 
         # 5. Compare with the row of every token. For the next word of each text, its last token is enough.
@@ -245,7 +246,7 @@ class Model:
 
         Shapes: ids and positions (T,) -> (T, C).
         """
-        x = self._embedding[ids]  # (T, C)
+        x = self._embedding.rows(ids)  # (T, C)
         return x + self._positions[positions] if self.config.family == "gpt2" else x  # (T, C)
 
     def _block_at(self, positions: np.ndarray) -> Callable[[np.ndarray, Mapping, Memory], np.ndarray]:

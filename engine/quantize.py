@@ -62,7 +62,7 @@ class Matrix:
         if self.dtype == "fp32":
             return self.values[ids]
         if self.dtype == "bf16":
-            return (self.values[ids].astype(np.uint32) << 16).view(np.float32)
+            return from_bfloat16(self.values[ids])
         # 2. Multiply each group by its scale.
         numbers, scales = self.integers(ids), self.scales[ids]
         groups = numbers.reshape(*scales.shape, GROUP) * scales.astype(np.float32)[:, :, None]
@@ -126,6 +126,11 @@ def to_bfloat16(array: np.ndarray) -> np.ndarray:
     """Return the upper halves of float32 numbers as uint16, rounded to the nearest, ties to even."""
     bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
     return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+
+
+def from_bfloat16(bits: np.ndarray) -> np.ndarray:
+    """Return the float32 numbers whose upper halves these are, uint16; their lower halves are zeros."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def quantize_input(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
