@@ -97,6 +97,19 @@ def test_of_two_special_tokens_that_begin_alike_the_longer_is_found_as_it_stands
     assert (ours.eos_id, ours.start_ids, ours.vocab_size) == (423, [423], 424)
 
 
+def test_a_special_token_of_letters_that_are_no_bytes_may_stand_among_the_others_too(tmp_path):
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
+
+    def change(content: dict) -> None:
+        content["model"]["vocab"]["<｜a▁b｜>"] = number = max(entry["id"] for entry in content["added_tokens"]) + 1
+        content["added_tokens"].append({"id": number, "content": "<｜a▁b｜>", **flags})
+
+    folder = rewrite(train_family("gpt2", tmp_path), change)
+    ours, library = load_tokenizer(folder), Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = ours.encode("x<｜a▁b｜>", allow_special=True)
+    assert ids == library_ids(library, "x<｜a▁b｜>") and ours.decode(ids) == "x<｜a▁b｜>"
+
+
 def test_a_file_without_marks_begins_and_ends_no_text(tmp_path):
     folder = rewrite(train_family("gpt2", tmp_path), lambda content: content.update(added_tokens=[]))
     ours = load_tokenizer(folder)
