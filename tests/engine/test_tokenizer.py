@@ -110,6 +110,20 @@ def test_a_special_token_of_letters_that_are_no_bytes_may_stand_among_the_others
     assert ids == library_ids(library, "x<｜a▁b｜>") and ours.decode(ids) == "x<｜a▁b｜>"
 
 
+@pytest.mark.parametrize("marks", [None, True])
+def test_what_a_file_leaves_out_means_what_it_means_to_the_library(marks, tmp_path):
+    def change(content: dict) -> None:
+        for section, field in ((content, "post_processor"), (content["pre_tokenizer"], "use_regex")):
+            section.pop(field)
+        added = content.pop("added_tokens")
+        content |= {"added_tokens": [entry | {"normalized": True} for entry in added]} if marks else {}
+
+    folder = rewrite(train_family("gpt2", tmp_path), change)
+    ours, library = load_tokenizer(folder), Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for text in HARD_TEXTS:
+        assert ours.encode(text, allow_special=True) == library_ids(library, text)
+
+
 def test_a_file_without_marks_begins_and_ends_no_text(tmp_path):
     folder = rewrite(train_family("gpt2", tmp_path), lambda content: content.update(added_tokens=[]))
     ours = load_tokenizer(folder)
@@ -257,6 +271,7 @@ def split(**changes) -> dict:
         ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": []}}, "tokenizer.json"),
         ({"pre_tokenizer": split(behavior="Removed")}, "not known"),
         ({"pre_tokenizer": split(invert=True)}, "not known"),
+        ({"pre_tokenizer": split(type="Punctuation", pattern=None)}, "cuts text by rules"),
         ({"pre_tokenizer": split(pattern={"Regex": "("})}, "no regular expression"),
         ({"pre_tokenizer": split(pattern={})}, "String"),
         ({"pre_tokenizer": split(pattern={"Regex": "(" * 5000 + ")" * 5000})}, "RecursionError"),
