@@ -7,7 +7,9 @@ called; FILE is `llama-bench` of github.com/ggml-org/llama.cpp, built by `cmake 
 `cmake --build build --target llama-bench`. A peer that is not named is left out.
 
 Random weights in the shapes of stories15M, stories110M and TinyLlama; all run on two threads and take turns. Speed
-does not depend on what the numbers are. What the short formats cost is measured on the book's own storyteller.
+does not depend on what the numbers are. To make a token every weight is read once, so the limit is the speed at which
+memory can be read: a plain loop over more numbers than any cache holds is measured in the same turns. What the short
+formats cost is measured on the book's own storyteller.
 """
 
 import argparse
@@ -26,19 +28,21 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import gguf
+import numba
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from corpora.stories import generate  # noqa: E402
+from engine import machine  # noqa: E402
 from engine.config import ModelConfig  # noqa: E402
 from engine.fast import FastModel  # noqa: E402
 from engine.tokenizer import load_tokenizer  # noqa: E402
 from engine.weights import load_weights  # noqa: E402
 
 # Vocabulary, width, layers, heads, key/value heads, hidden size; and how many tokens are timed.
-CONTEXT, ROUNDS, PROMPT, THREADS = 256, 7, 128, 2
+CONTEXT, ROUNDS, PROMPT, THREADS = 256, 9, 128, 2
 SHAPES = {
     "15 M": (ModelConfig("llama", 32000, 288, 6, 6, 768, CONTEXT), 128),
     "110 M": (ModelConfig("llama", 32000, 768, 12, 12, 2048, CONTEXT), 64),
@@ -130,6 +134,33 @@ def write_llama2c(config: ModelConfig, path: Path) -> None:
             count -= len(part)
 
 
+@numba.njit(fastmath=True)
+def add_up(numbers: np.ndarray) -> np.float32:
+    """Return the sum of float32 numbers, which takes as long as reading them."""
+    total = np.float32(0)
+    for number in range(len(numbers)):
+        total += numbers[number]
+    return total
+
+
+@numba.njit(parallel=True)
+def read_all(numbers: np.ndarray, sums: np.ndarray) -> None:
+    """Write the sum of each row of numbers, one thread to a row."""
+    for row in numba.prange(len(numbers)):
+        sums[row] = add_up(numbers[row])
+
+
+def memory(numbers: np.ndarray) -> tuple[float, float]:
+    """Return nothing for a prompt, and the gigabytes that all threads together read in a second, the best of ten."""
+    numba.set_num_threads(THREADS)
+    sums, times = np.empty(THREADS, np.float32), []
+    for _ in range(10):
+        began = time.perf_counter()
+        read_all(numbers, sums)
+        times.append(time.perf_counter() - began)
+    return math.nan, numbers.nbytes / 1e9 / min(times)
+
+
 def ours(model: FastModel, tokens: int) -> tuple[float, float]:
     """Return tokens per second of a prompt read in one pass, and of tokens made one by one from nothing."""
     # 1. Read.
@@ -166,16 +197,20 @@ def speeds(name: str, peers: argparse.Namespace, folder: Path) -> Iterator[list[
     # 1. Make each model once; of the largest only those in short formats, for which the comparison is meant.
     config, tokens = SHAPES[name]
     formats = [kind for kind in FORMATS if name != "1.1 B" or kind.startswith("int")]
-    ways: dict[str, Callable[[], tuple[float, float]]] = {}
+    numbers = machine.aligned_empty((THREADS, 1 << 27))
+    numbers.fill(1)
+    ways: dict[str, Callable[[], tuple[float, float]]] = {"memory": lambda: memory(numbers)}
+    sizes = {}
     for kind in formats:
         model = FastModel(config, RandomWeights(config), kind, THREADS)
+        sizes[kind] = model.nbytes / 1e9
         ways[kind] = lambda model=model: ours(model, tokens)
         if peers.llamacpp:
             write_gguf(config, FORMATS[kind], folder / f"{kind}.gguf")
             ways[FORMATS[kind]] = lambda kind=kind: llamacpp(peers.llamacpp, folder / f"{kind}.gguf", tokens)
-    if peers.llama2c and "fp32" in formats:
-        write_llama2c(config, folder / "model.bin")
-        ways["llama2.c"] = lambda: (math.nan, llama2c(peers.llama2c, folder / "model.bin", tokens))
+        if peers.llama2c and kind == "fp32":
+            write_llama2c(config, folder / "model.bin")
+            ways["llama2.c"] = lambda: (math.nan, llama2c(peers.llama2c, folder / "model.bin", tokens))
 
     # 2. Take turns.
     times: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
@@ -194,10 +229,14 @@ def speeds(name: str, peers: argparse.Namespace, folder: Path) -> Iterator[list[
         pairs = zip(times[kind], times.get(way, []), strict=False)
         return f"{statistics.median(a[which] / b[which] for a, b in pairs):.2f}" if times.get(way) else ""
 
+    def of_memory(kind: str) -> str:
+        pairs = zip(times[kind], times["memory"], strict=True)
+        return f"{statistics.median(a[1] * sizes[kind] / b[1] for a, b in pairs):.0%}".replace("%", " %")
+
     for kind in formats:
-        yield [name, kind, middle(kind, 1), FORMATS[kind], middle(FORMATS[kind], 1), share(FORMATS[kind], 1),
-               share("llama2.c", 1) if kind == "fp32" else "", middle(kind, 0), middle(FORMATS[kind], 0),
-               share(FORMATS[kind], 0)]
+        peer, second = FORMATS[kind], share("llama2.c", 1) if kind == "fp32" else ""
+        yield [name, kind, middle(kind, 1), of_memory(kind), peer, middle(peer, 1), share(peer, 1), second,
+               middle(kind, 0), middle(peer, 0), share(peer, 0)]
 
 
 def bits_per_byte(kind: str, count: int = 40) -> float:
@@ -249,8 +288,8 @@ def main() -> None:
     peers = parser.parse_args()
 
     # 1. Speed.
-    rows = [["model", "format", "ours, tokens/s", "llama.cpp's", "llama.cpp, tokens/s", "ours × llama.cpp",
-             "ours × llama2.c", "prompt of 128, tokens/s", "llama.cpp", "ours × llama.cpp"]]
+    rows = [["model", "format", "ours, tokens/s", "of the memory's speed", "llama.cpp's", "llama.cpp, tokens/s",
+             "ours × llama.cpp", "ours × llama2.c", "prompt of 128, tokens/s", "llama.cpp", "ours × llama.cpp"]]
     for name in peers.sizes:
         with tempfile.TemporaryDirectory() as folder:
             rows += speeds(name, peers, Path(folder))

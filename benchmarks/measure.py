@@ -50,13 +50,16 @@ def ratio(times: dict[str, list[float]], slow: str, fast: str) -> float:
     return statistics.median(a / b for a, b in zip(times[slow], times[fast], strict=True))
 
 
-def write_table(name: str, rows: list[list[str]]) -> None:
-    """Print a Markdown table with machine, date and command; with --write also store it in benchmarks/results."""
+def write_table(name: str, rows: list[list[str]], where: str = "") -> None:
+    """Print a Markdown table with machine, date and command; with --write also store it in benchmarks/results.
+
+    `where` comes before the machine: what is measured, when that is not the processor.
+    """
     # 1. The first row is the header.
     command = f"python benchmarks/{Path(sys.argv[0]).name}"
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     lines.insert(1, "|" + "---|" * len(rows[0]))
-    lines += ["", f"{machine()}; {datetime.date.today()}; `{command}`"]
+    lines += ["", f"{where}{machine()}; {datetime.date.today()}; `{command}`"]
 
     # 2. Replace the stored table in one move.
     print("\n".join(lines))

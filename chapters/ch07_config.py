@@ -115,7 +115,7 @@ class GPTConfig:
         if self.num_kv_heads is None:
             object.__setattr__(self, "num_kv_heads", self.num_heads)
 
-        # 4. Cut a token's vector into equal heads. A rest would be numbers that no head ever sees.
+        # 4. Cut a token's vector into equal heads. A remainder would be numbers that no head ever sees.
         if self.head_dim is None:
             if self.d_model % self.num_heads:
                 raise ValueError(

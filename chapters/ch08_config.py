@@ -24,7 +24,8 @@ class TrainConfig:
     beta1, beta2         how much of AdamW's two averages is kept at each step; Muon has the first alone
     grad_clip            the longest gradient that is let through, as one length over all parameters
     optimizer            "muon" for the blocks' matrices with AdamW for the rest, or "adamw" for everything
-    dtype                of the matrix products; "auto" takes bfloat16 where the processor computes with it
+    dtype                of the matrix products; "auto" takes bfloat16 where the processor computes with it,
+                         "float16" is for GPUs that cannot
     compile              "auto" compiles where a compiler exists and the run is long enough to pay for it
     eval_every           steps between two examinations; the first come sooner
     checkpoint_every     steps between two checkpoints
@@ -65,7 +66,7 @@ class TrainConfig:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: it must be above 0")
         # 3. Check the words, so that a typing error is not silently another run.
-        words = {"optimizer": ("adamw", "muon"), "dtype": ("auto", "float32", "bfloat16"),
+        words = {"optimizer": ("adamw", "muon"), "dtype": ("auto", "float32", "bfloat16", "float16"),
                  "compile": ("auto", "on", "off")}
         for name, allowed in words.items():
             if getattr(self, name) not in allowed:

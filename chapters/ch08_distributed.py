@@ -13,10 +13,12 @@ prepares the text, looks at the model, speaks and writes; the others wait for it
 calls a *team*, `Alone` where there is one process, and does not know how many there are.
 """
 
+import atexit
 import contextlib
 import copy
 import dataclasses
 import datetime
+import gc
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -346,8 +348,11 @@ def team_of_processes(shard: bool = False) -> Iterator[Alone]:
             raise
         raise ValueError("another process of this run has ended or does not answer: what it said stands above or below "
                          "this line, and the last checkpoint is as it was") from error
+    # 4. Part. Each group has threads, which end when nobody holds the group any longer. One that still gives a tensor
+    # back when Python closes would abort the process: so let go, before that, of all that hold each other.
     finally:
         dist.destroy_process_group()
+        atexit.register(gc.collect)
 
 
 def meet(backend: str) -> None:
@@ -355,6 +360,10 @@ def meet(backend: str) -> None:
 
     Raises ValueError where nobody can meet: the port belongs to another program or to the system, or is none at all.
     """
+    # 1. Load first what training loads later: these functions would hold the group that they find, for ever.
+    import torch.distributed.nn  # noqa: F401
+
+    # 2. Meet, or say where nobody can.
     try:
         dist.init_process_group(backend, timeout=PATIENCE)
     except (ValueError, dist.DistError) as error:

@@ -41,7 +41,7 @@ from chapters.ch08_data import TokenRows, get_batch
 from chapters.ch08_distributed import ALONE, Alone, whole
 from chapters.ch08_guard import first_bad_tensor, stop_politely
 from chapters.ch08_muon import Muon
-from chapters.ch08_scale import autocast, choose_device, choose_dtype, compiler_pays, one_order
+from chapters.ch08_scale import autocast, choose_device, choose_dtype, compiler_pays, loss_scaler, one_order
 
 __all__ = ["AdamW", "TokenRows", "TrainConfig", "Trainer", "clip_gradients", "cosine_warmup_lr", "cross_entropy",
            "get_batch", "load_checkpoint", "save_checkpoint"]
@@ -190,14 +190,17 @@ class Trainer:
         self.model = self.team.spread(self.whole)
         self.train_rows, self.validation_rows, self.on_evaluation = train, validation, on_evaluation
 
-        # 2. Choose the number format explicitly. Compile the step where that pays; the loss is the same either way.
+        # 2. Choose the number format explicitly, and with it whether small slopes need help.
         self.dtype = choose_dtype(config.dtype, self.device)
         self.optimizers = make_optimizers(self.model, config, self.dtype)
+        self.scaler = loss_scaler(self.device, self.dtype)
+
+        # 3. Compile the step where that pays; the loss is the same either way.
         self.compiled = self.team.compiles and compiler_pays(config, self.device)
         self.loss_of = torch.compile(self.loss_on) if self.compiled else self.loss_on
         self.step, self.stop_requested, self.last_score = 0, False, math.nan
 
-        # 3. Remember since the last evaluation: the losses, and the seconds spent on steps alone.
+        # 4. Remember since the last evaluation: the losses, and the seconds spent on steps alone.
         self.losses, self.seconds = [], 0.0
         self.checkpoint = self.run_folder / "checkpoint" / "state.safetensors"
 
@@ -223,10 +226,11 @@ class Trainer:
         self.team.throw_dice(self.config.seed, step)
         for part in range(parts):
             x, y = self.team.shares(self._batch(step * parts + part))[self.team.rank]
-            # 2. Add its gradient to what is there. The order of the sums is fixed, or no run could be repeated.
+            # 2. Add its gradient to what is there, in float16 that of a larger loss. The order of the sums is fixed,
+            # or no run could be repeated.
             with one_order(self.device):
                 loss = self.loss_of(self.model, x, y) / parts
-                loss.backward()
+                self.scaler.scale(loss).backward()
             total += loss.item()
         # 3. Share what was found.
         self.team.average(self.model)
@@ -245,18 +249,28 @@ class Trainer:
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = rate
 
-        # 2. Find the gradient, and clip it. Refuse one that is no number: it would spoil every weight.
+        # 2. Find the gradient. Undo what the scaler did before its length is measured, and clip it.
         loss = self.gradient(self.step)
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
         norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip)).item()
         metrics = {"step": self.step + 1, "loss": loss, "learning_rate": rate, "gradient_norm": norm}
-        if not math.isfinite(loss + norm):
+
+        # 3. Refuse a gradient that is no number: it would spoil every weight. Under a scale above 1, which float16
+        # alone has, the scale may be to blame.
+        if not math.isfinite(loss) or (not math.isfinite(norm) and self.scaler.get_scale() <= 1):
             self.team.gather(self.model, self.whole)
             raise ValueError(self.team.ask_first(self._diagnosis, metrics))
+        # 4. Move, all optimizers or none: where float16 overflowed, the batch is passed over, and has no length.
+        if math.isfinite(norm):
+            for optimizer in self.optimizers:
+                optimizer.step()
+        else:
+            metrics["gradient_norm"] = None
 
-        # 3. Move, and forget the gradient: a leftover would leak into the next step.
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        # 5. Choose the next scale. Forget the gradient: a leftover would leak into the next step.
+        self.scaler.update()
+        self.model.zero_grad(set_to_none=True)
         self.step += 1
         return metrics
 
@@ -268,10 +282,12 @@ class Trainer:
         tensor = first_bad_tensor(self.whole, batches, functools.partial(self.loss_on, self.whole))
 
         # 2. Tell what was known before, and what to do.
+        wider = ", or --dtype float32, for float16 ends at 65504" if self.dtype == torch.float16 else ""
         known = {name.replace("_", " "): value for name, value in metrics.items() if value is not None}
         facts = ", ".join(f"{name} {value:.6g}" for name, value in known.items())
         return (f"the run exploded at {facts}; the first tensor that went bad is {tensor}. The last checkpoint is as "
-                f"it was. Begin anew with a --learning-rate below {self.config.learning_rate} or longer --warmup-steps")
+                f"it was. Begin anew with a --learning-rate below {self.config.learning_rate} or longer --warmup-steps"
+                f"{wider}")
 
     def evaluate(self) -> float:
         """Return the bits per byte on the held-out documents."""
@@ -283,7 +299,7 @@ class Trainer:
         optimizers = self.team.gather_averages(self.optimizers)
         self.team.ask_first(save_checkpoint, self.checkpoint, self.whole, optimizers, self.step, self.config,
                             losses=self.losses, seconds=self.seconds, logs=log_sizes(self.run_folder),
-                            last_score=self.last_score, text=self._text_mark())
+                            last_score=self.last_score, text=self._text_mark(), scaler=self.scaler.state_dict())
 
     def _text_mark(self) -> str:
         """Return a mark of the text: its first batch depends on every row's number and on the rows drawn."""
@@ -304,11 +320,12 @@ class Trainer:
         self.team.deal_out(self.whole, self.model, self.optimizers)
         self.step = notes.get("step", 0)
 
-        # 2. Keep the logs of the past only: the rest will be written again.
+        # 2. Keep the logs of the past only: the rest will be written again. A scale is known of float16 runs alone.
         cut_logs(self.run_folder, notes["logs"] if self.step else {})
         if self.step:
             self.losses, self.seconds = notes["losses"], notes["seconds"]
             self.last_score = notes["last_score"]
+            self.scaler.load_state_dict(notes.get("scaler") or self.scaler.state_dict())
 
     def train(self, bar=None) -> bool:
         """Train until `max_steps`; return True when finished, False when interrupted (and saved).
@@ -350,7 +367,7 @@ class Trainer:
             if self.evaluation_due():
                 self._record(metrics | {"loss": float(np.mean(self.losses)), "tokens_per_second": round(speed)})
                 self.losses, self.seconds = [], 0.0
-            # 5. Save rarely: a checkpoint is three times as large as the model.
+            # 5. Save rarely: a checkpoint is two (Muon) to three (AdamW) times as large as the model.
             if self.step % c.checkpoint_every == 0:
                 self.save()
 

@@ -162,7 +162,7 @@ def evaluate(model: GPT, tokenizer: BPETokenizer | SentencePieceTokenizer, docum
         raise ValueError("the held-out documents hold no text: give more with --data, or a larger --documents")
     score = (bits := found.text + found.end).sum() / size
     lines = [f"{len(documents):,} held-out documents, {size:,} bytes, read in windows of {window} tokens",
-             f"bits per byte {score:.4f}, end marks included ({found.text.sum() / size:.4f} without)"]
+             f"bits per byte {score:.4f}, end tokens included ({found.text.sum() / size:.4f} without)"]
 
     # 3. Say how sure it is, or why that cannot be said.
     if len(documents) > 1:

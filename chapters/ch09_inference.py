@@ -196,13 +196,13 @@ def token_probabilities(logits: Tensor, config: SamplingConfig, history: Tensor 
     # 2. Sharpen or flatten, in float32: small differences decide.
     logits = logits.float() / config.temperature  # (B, V)
 
-    # 3. Cut the tail, by rank, by mass, or by share of the best.
+    # 3. Cut the tail, by rank or by mass.
     if config.top_k:
         logits = keep_top_k(logits, config.top_k)  # (B, V)
     if config.top_p < 1:
         logits = keep_top_p(logits, config.top_p)  # (B, V)
 
-    # 4. Share the whole among what is left.
+    # 4. Cut it by share of the best. Softmax divides the whole among what is left.
     if config.min_p:
         logits = keep_min_p(logits, config.min_p)  # (B, V)
     return logits.softmax(dim=-1)  # (B, V)

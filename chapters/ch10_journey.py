@@ -161,7 +161,8 @@ class Journey:
         trainer = self.trainer
         tokens = self.train_config.batch_size * self.model.config.max_seq_len
         print(f"\nThis machine ({torch.get_num_threads()} threads, {trainer.device.type}), steps of {tokens} tokens:")
-        speeds = {dtype: self._measure(dtype, False, tokens) for dtype in (torch.float32, torch.bfloat16)}
+        formats = dict.fromkeys((torch.float32, torch.bfloat16, trainer.dtype))
+        speeds = {dtype: self._measure(dtype, False, tokens) for dtype in formats}
 
         # 2. Measure with it, in the format in use: the first call pays for compiling.
         used = speeds[trainer.dtype]

@@ -26,7 +26,7 @@ print(stories[0])
 # ## Arcs: who takes how much from whom
 #
 # The last token of the piece below asks. Each arc leads to a token that it looks at; its width is the share. What
-# goes to the end-of-text mark in front, a place to look at for a head that wants nothing, is written beside it.
+# goes to the end token in front, a place to look at for a head that wants nothing, is written beside it.
 
 # %%
 ids, pieces = pieces_of(tokenizer, stories[0])

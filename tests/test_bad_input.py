@@ -108,7 +108,7 @@ def says(line: str, *words: str) -> None:
     ("train --batch-size -3", "batch_size -3: above"),
     ("train --beta2 1", "beta2 1.0: below 1"),
     ("train --optimizer adam", "optimizer 'adam': choose adamw, muon"),
-    ("train --dtype float16", "dtype 'float16': choose auto, float32, bfloat16"),
+    ("train --dtype float8", "dtype 'float8': choose auto, float32, bfloat16, float16"),
     ("train --seed -1", "seed -1: 0 above"),
     (f"train --seed {1 << 64}", f"seed {1 << 64}: below"),
     ("train --rope-scaling {", "--rope-scaling '{' no JSON object, such as {"),

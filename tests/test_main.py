@@ -72,6 +72,13 @@ def test_a_second_run_takes_a_new_name(runs, text, monkeypatch, capsys):
     assert "tokens/s  used" in out and "minutes" in out and out.count("── Story") == 3
 
 
+def test_a_run_in_float16_is_timed_beside_the_other_formats(text, tmp_path, capsys):
+    assert main.main(["train", "--data", str(text), "--runs", str(tmp_path), *SMALL, "--dtype", "float16"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "tokens/s" in line]
+    assert [line.split()[0] for line in lines] == ["float32", "bfloat16", "float16"]
+    assert [line.endswith("used") for line in lines] == [False, False, True]
+
+
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, text):
     script = f"import main, pathlib; main.RUNS = pathlib.Path({str(tmp_path)!r}); raise SystemExit(main.main())"
     many = [*SMALL, "--max-steps", "100000", "--eval-every", "100000"]

@@ -34,7 +34,7 @@ def test_a_run_is_examined_on_its_own_held_out_text(run, capsys):
     said = capsys.readouterr().out
     card = (run / "README.md").read_text()
     score = next(line.split("|")[2].strip() for line in card.splitlines() if line.startswith("| bits per byte"))
-    assert f"bits per byte {score}, end marks included" in said and "floor" not in said
+    assert f"bits per byte {score}, end tokens included" in said and "floor" not in said
 
 
 def test_a_run_is_exported_and_read_back(run, tmp_path, capsys):

@@ -80,9 +80,10 @@ def draw(folder: str, panel, labels: bool) -> None:
         start += len(here)
         colour, mark = COLOURS[number % len(COLOURS)], MARKS[number]
         panel.scatter(*here.T, s=16, color=colour, marker=mark, label=group)
-        # 3. Write the words, but none over another.
+        # 3. Write the words, but none over another, and none over a mark.
         for word, (x, y) in zip(words.split() if labels else (), here.tolist(), strict=labels):
-            if all(abs(x - a) > 0.08 or abs(y - b) > 0.018 for a, b in written):
+            far = all(abs(x - a) > 0.08 or abs(y - b) > 0.018 for a, b in written)
+            if far and not any(0 < a - x < 0.013 * len(word) + 0.01 and 0 < b - y < 0.02 for a, b in places.tolist()):
                 panel.annotate(word, (x, y), xytext=(4, 2), textcoords="offset points", fontsize=8, color=colour)
                 written.append((x, y))
     panel.set_title(f"{folder.replace('ladder/step_', 'step ')}: {100 * share:.0f} % of the variance", fontsize=10)

@@ -186,7 +186,7 @@ def long_rows(tokenizer: BPETokenizer, length: int, count: int, seed: int) -> tu
         stream += [*tokenizer.encode(story), tokenizer.eot_id]
     starts = [i for i, number in enumerate(stream) if number == tokenizer.eot_id]
 
-    # 2. Let each row begin with a story. The end mark counts no bytes.
+    # 2. Let each row begin with a story. The end token counts no bytes.
     chosen = starts[:: len(starts) // (2 * count)][:count]
     rows = torch.tensor([stream[start : start + length + 1] for start in chosen])
     sizes = {number: len(token) for number, token in tokenizer.vocab.items()} | {tokenizer.eot_id: 0}
@@ -232,7 +232,7 @@ def draw(curves: dict[str, list[Tensor]], trained: int, target: Path) -> None:
         panel.plot([20 * i + 10 for i in range(len(curve))], curve, color=colour, linestyle=dash, label=name)
 
     # 2. Mark where training ended.
-    panel.axvline(trained, color="grey", linewidth=0.8)
+    panel.axvline(trained, ymax=0.74, color="grey", linewidth=0.8)
     panel.annotate("trained length", (trained + 6, 0.05), color="dimgrey")
     panel.set(xlabel="position of the token", ylabel="bits per byte", xlim=(0, TIMES * trained), ylim=(0, 2.3))
     panel.legend(loc="upper left", frameon=False, fontsize=8, ncols=2)

@@ -143,7 +143,7 @@ def draw(runs: dict[str, list[tuple[list[float], float]]], target: Path) -> None
 
     # 2. Say what stands where.
     panel.axvline(STEPS + 5, color="grey", linewidth=0.8)
-    panel.annotate("in use", (STEPS + 15, 5.8), ha="center")
+    panel.annotate("in use", (STEPS + 15, 0.3), ha="center")
     panel.set(xlabel="step of training", ylabel="loss", ylim=(0, 6.2), xlim=(0, STEPS + 28))
     panel.legend(loc="upper left", frameon=False)
     figure.savefig(target, metadata={"Date": None})

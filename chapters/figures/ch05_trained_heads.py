@@ -78,7 +78,7 @@ def attention_weights(model: GPT, ids: list[int]) -> Tensor:
 
 
 def pieces_of(tokenizer: BPETokenizer, story: str) -> tuple[list[int], list[str]]:
-    """Return the ids of a story behind an end-of-text mark, as in training, and the text of each token."""
+    """Return the ids of a story behind an end token, as in training, and the text of each token."""
     ids = [tokenizer.eot_id, *tokenizer.encode(story)]
     return ids, [tokenizer.decode([token]) for token in ids]
 
@@ -86,7 +86,7 @@ def pieces_of(tokenizer: BPETokenizer, story: str) -> tuple[list[int], list[str]
 def recalls(pieces: list[str], words: re.Pattern) -> list[Recall]:
     """Return every moment in a text before one of the `words` is said again.
 
-    The first piece is the end-of-text mark and no part of the text.
+    The first piece is the end token and no part of the text.
     """
     # 1. Number the letters by token, so that a word found in the text names the tokens that spell it.
     owner = [number for number, piece in enumerate(pieces) if number for _ in piece]

@@ -2,14 +2,15 @@
 
     python chapters/figures/ch10_commands.py [NAME …]       all of them, or those named
 
-What a command prints goes to `benchmarks/results/command_NAME.md`, with the line that was typed above it. Everything
-is done in an empty folder, which is removed afterwards.
+What a command prints goes to `benchmarks/results/command_NAME.md`, with the line that was typed above it and long
+lines folded, as a terminal folds them. Everything is done in an empty folder, which is removed afterwards.
 """
 
 import shlex
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +29,12 @@ COMMANDS = {
 }
 
 
+def folded(text: str) -> str:
+    """Return the text in lines of at most 110 characters, which fit on a page."""
+    lines = (textwrap.wrap(line, 110, drop_whitespace=len(line) > 110) for line in text.splitlines())
+    return "\n".join("\n".join(parts).rstrip() for parts in lines)
+
+
 def record(name: str, folder: Path) -> None:
     """Run one command in `folder` and write down what it printed, on whichever of the two channels."""
     # 1. Run. What the reader's terminal would show of typed lines has to be put in: nobody sees a pipe.
@@ -42,8 +49,7 @@ def record(name: str, folder: Path) -> None:
     shown = done.stdout.replace(f"{folder}/", "").replace(f"{ROOT}/", "")
     for answer in typed.splitlines():
         shown = shown.replace("> ", f"\0{answer}\n", 1)
-    lines = [part.rstrip() for part in shown.replace("\0", "> ").splitlines()]
-    text = "\n".join(lines).strip("\n")
+    text = folded(shown.replace("\0", "> ")).strip("\n")
     (RESULTS / f"command_{name}.md").write_text(f"```text\n$ python {line}\n{text}\n```\n", encoding="utf-8")
     print(text, flush=True)
 

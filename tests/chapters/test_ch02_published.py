@@ -2,6 +2,7 @@
 
 import json
 import unicodedata
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -235,18 +236,25 @@ def test_gluing_one_pair_at_a_time_is_the_same_where_merges_are_in_order(text):
     assert apply_merges_singly(text.encode(), ranks) == apply_merges(text.encode(), ranks)
 
 
-@given(data=st.data())
-@settings(unhurried, max_examples=300)
-def test_merges_in_any_order_are_glued_as_the_library_glues_them(data):
-    tokens = data.draw(st.lists(st.text("abc", min_size=2, max_size=4), unique=True, min_size=5, max_size=20))
+@st.composite
+def glued_by_the_library(draw: Callable) -> tuple[dict[str, int], list[tuple[str, str]], str, list[int]]:
+    """Merges in any order, and a text that the library has glued by them: vocabulary, merges, text, ids."""
+    tokens = draw(st.lists(st.text("abc", min_size=2, max_size=4), unique=True, min_size=5, max_size=20))
     known = {*"abc", *tokens}
     ways = [(t[:i], t[i:]) for t in tokens for i in range(1, len(t)) if t[:i] in known and t[i:] in known]
-    merges = data.draw(st.permutations(ways))
+    merges = draw(st.permutations(ways))
     vocab = {letter: number for number, letter in enumerate(sorted(known))}
-    library, text = Tokenizer(models.BPE(vocab, list(merges))), data.draw(st.text("abc", min_size=4, max_size=40))
+    text = draw(st.text("abc", min_size=4, max_size=40))
+    return vocab, merges, text, Tokenizer(models.BPE(vocab, list(merges))).encode(text).ids
+
+
+@given(example=glued_by_the_library())
+@settings(unhurried, max_examples=300)
+def test_merges_in_any_order_are_glued_as_the_library_glues_them(example):
+    vocab, merges, text, ids = example
     ranks = {(left.encode(), right.encode()): rank for rank, (left, right) in enumerate(merges)}
     ours = [vocab[token.decode()] for token in apply_merges_singly(text.encode(), ranks)]
-    assert ours == library.encode(text).ids
+    assert ours == ids
 
 
 # SentencePiece's kind

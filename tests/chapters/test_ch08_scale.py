@@ -135,7 +135,7 @@ def test_two_threads_in_a_hurry_give_the_same_bits(trainer):
         ({"batch_size": -1}, "batch_size is -1"),
         ({"grad_clip": 0.0}, "grad_clip"),
         ({"optimizer": "sgd"}, "'sgd': choose one of adamw, muon"),
-        ({"dtype": "float16"}, "'float16'"),
+        ({"dtype": "float8"}, "'float8'"),
         ({"compile": "yes"}, "'yes'"),
         ({"final_lr_fraction": 1.5}, "final_lr_fraction is 1.5"),
         ({"warmup_steps": -1}, "warmup_steps -1"),

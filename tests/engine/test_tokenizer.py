@@ -14,7 +14,14 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from chapters.ch02_published import open_tokenizer
 from engine.tokenizer import YOUNG, ScoredTokenizer, load_tokenizer, merge_pairs
-from tests.chapters.test_ch02_published import FAMILIES, HARD_TEXTS, TEXT, train_family, train_sentencepiece
+from tests.chapters.test_ch02_published import (
+    FAMILIES,
+    HARD_TEXTS,
+    TEXT,
+    glued_by_the_library,
+    train_family,
+    train_sentencepiece,
+)
 
 DATA = Path(os.environ.get("BOOK_TEST_DATA", "nowhere"), "stories260K")
 real = pytest.mark.skipif(not DATA.is_dir(), reason="BOOK_TEST_DATA names no folder with stories260K in it")
@@ -201,17 +208,12 @@ def test_a_words_own_token_counts_before_merges_only_if_the_file_says_so(whole, 
     assert ours.encode("abc") == library_ids(Tokenizer.from_file(str(folder / "tokenizer.json")), "abc") == ids
 
 
-@given(data=st.data())
+@given(example=glued_by_the_library())
 @settings(unhurried, max_examples=300)
-def test_merges_in_any_order_are_glued_as_the_library_glues_them(data):
-    tokens = data.draw(st.lists(st.text("abc", min_size=2, max_size=4), unique=True, min_size=5, max_size=20))
-    known = {*"abc", *tokens}
-    ways = [(t[:i], t[i:]) for t in tokens for i in range(1, len(t)) if t[:i] in known and t[i:] in known]
-    merges = data.draw(st.permutations(ways))
-    vocab = {letter: number for number, letter in enumerate(sorted(known))}
-    library, text = Tokenizer(models.BPE(vocab, list(merges))), data.draw(st.text("abc", min_size=4, max_size=40))
+def test_merges_in_any_order_are_glued_as_the_library_glues_them(example):
+    vocab, merges, text, ids = example
     ranks = {(vocab[a], vocab[b]): (rank, vocab[a + b]) for rank, (a, b) in enumerate(merges)}
-    assert merge_pairs([vocab[letter] for letter in text], ranks.get) == library.encode(text).ids
+    assert merge_pairs([vocab[letter] for letter in text], ranks.get) == ids
 
 
 @given(pairs=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), unique=True, max_size=8),
