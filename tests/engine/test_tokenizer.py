@@ -95,12 +95,12 @@ def test_special_tokens_are_whole_where_allowed_and_text_where_not(family):
 
 
 def test_of_two_special_tokens_that_begin_alike_the_longer_is_found_as_it_stands(tmp_path):
-    names = ["<|im", "<|im|>", "a.c", "</s>"]
     single = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}]
-    known = {"</s>": {"id": "</s>", "ids": [423], "tokens": ["</s>"]}}
-    end = {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": known}
-    added = [{"id": 420 + at, "content": name, **FLAGS} for at, name in enumerate(names)]
-    folder = rewrite(train_family("gpt2", tmp_path), lambda content: content.update(added_tokens=added, post_processor=end))
+    end = {"type": "TemplateProcessing", "single": single, "pair": single}
+    end["special_tokens"] = {"</s>": {"id": "</s>", "ids": [423], "tokens": ["</s>"]}}
+    added = [{"id": 420 + at, "content": name, **FLAGS} for at, name in enumerate(["<|im", "<|im|>", "a.c", "</s>"])]
+    changes = {"added_tokens": added, "post_processor": end}
+    folder = rewrite(train_family("gpt2", tmp_path), lambda content: content.update(changes))
     ours, library = load_tokenizer(folder), Tokenizer.from_file(str(folder / "tokenizer.json"))
     for text in ("x<|im|>y", "<|im<|im|>", "abc a.c", "</s>"):
         assert ours.encode(text, allow_special=True) == library_ids(library, text)
@@ -127,13 +127,11 @@ def test_what_a_file_leaves_out_means_what_it_means_to_the_library(marks, tmp_pa
 
     folder = rewrite(train_family("gpt2", tmp_path), change)
     ours, library = load_tokenizer(folder), Tokenizer.from_file(str(folder / "tokenizer.json"))
-    for text in HARD_TEXTS:
-        assert ours.encode(text, allow_special=True) == library_ids(library, text)
+    assert all(ours.encode(text, allow_special=True) == library_ids(library, text) for text in HARD_TEXTS)
 
 
 def test_a_file_without_marks_begins_and_ends_no_text(tmp_path):
-    folder = rewrite(train_family("gpt2", tmp_path), lambda content: content.update(added_tokens=[]))
-    ours = load_tokenizer(folder)
+    ours = load_tokenizer(rewrite(train_family("gpt2", tmp_path), lambda content: content.update(added_tokens=[])))
     assert (ours.eos_id, ours.bos_id, ours.start_ids, ours.special_tokens) == (None, None, [], {})
     assert ours.decode(ours.encode("a <|endoftext|>", allow_special=True)) == "a <|endoftext|>"
 
