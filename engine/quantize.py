@@ -107,7 +107,7 @@ def quantize(array: np.ndarray, dtype: str) -> Matrix:
         return Matrix(dtype, array.shape, np.ascontiguousarray(array, np.float32))
 
     # 2. Convert block by block, so that what is made on the way stays small.
-    blocks = [array[start : start + BLOCK_ROWS] for start in range(0, max(len(array), 1), BLOCK_ROWS)]
+    blocks = [array[start : start + BLOCK_ROWS] for start in range(0, len(array), BLOCK_ROWS)]
     if dtype == "bf16":
         return Matrix(dtype, array.shape, np.concatenate([to_bfloat16(block) for block in blocks]))
 

@@ -42,9 +42,8 @@ class Weights(Mapping[str, np.ndarray]):
 
         # 2. Look for damage, once. The smallest and the largest are infinite, or none, if any number is.
         if name not in self._finite:
-            with np.errstate(invalid="ignore"):
-                if not np.isfinite([numbers.min(), numbers.max()]).all():
-                    raise ValueError(f"{self._source}: tensor {name!r} holds a number that is not finite; {REMEDY}")
+            if not np.isfinite([numbers.min(), numbers.max()]).all():
+                raise ValueError(f"{self._source}: tensor {name!r} holds a number that is not finite; {REMEDY}")
         self._finite.add(name)
         return numbers
 

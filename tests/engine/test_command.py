@@ -1,5 +1,6 @@
 """The command line: a story without PyTorch, from both front doors; a mistake is one line."""
 
+import io
 import os
 import re
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -120,6 +122,19 @@ def test_no_memory_and_an_interruption_end_in_a_line(trouble, code, words, monke
 
     monkeypatch.setattr("engine.generation.load_model", load)
     assert command.main(["folder"]) == code and capsys.readouterr().err == words
+
+
+def test_each_piece_is_shown_at_once(monkeypatch):
+    shown = []
+
+    class Terminal(io.StringIO):
+        def flush(self):
+            shown.append(self.getvalue())
+
+    teller = SimpleNamespace(generate=lambda *_, **__: iter(["b", "c"]))
+    monkeypatch.setattr("engine.generation.load_model", lambda *_, **__: teller)
+    monkeypatch.setattr("sys.stdout", Terminal())
+    assert command.main(["folder", "--prompt", "a"]) == 0 and shown == ["a", "ab", "abc"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals to speak of")

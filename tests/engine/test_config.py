@@ -57,6 +57,7 @@ def test_the_tensors_of_a_gpt2_are_those_of_transformers_model(inner, tied):
     config = config_from_hf(theirs.to_dict())
     assert dict(tensor_shapes(config)) == shapes
     assert (config.family, config.activation, config.d_ff) == ("gpt2", "gelu_tanh", inner or 96)
+    assert config_from_hf({"model_type": "gpt2", **GPT2_SIZES}).activation == "gelu_tanh"
     assert (config.head_dim, config.num_kv_heads, config.norm_eps) == (8, 3, theirs.layer_norm_epsilon)
 
 
@@ -117,6 +118,12 @@ def test_a_qwens_window_holds_for_the_layers_that_transformers_gives_it(config_c
                 config_from_hf(given)
         else:
             assert config_from_hf(given).sliding_window == (7 if kinds == {"sliding_attention"} else None)
+
+
+def test_a_llama_has_no_window_and_a_mistral_its_own_whatever_a_qwens_switches_say():
+    said = {**SIZES, "sliding_window": 11, "max_window_layers": 0}
+    assert config_from_hf({"model_type": "llama", **said, "use_sliding_window": True}).sliding_window is None
+    assert config_from_hf({"model_type": "mistral", **said, "use_sliding_window": False}).sliding_window == 11
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [("gelu", "gelu"), ("gelu_new", "gelu_tanh"), ("silu", "silu"),

@@ -159,6 +159,24 @@ def load_tokenizer_once(kept: list = []):  # noqa: B006
     return kept[0] if kept else kept.append(load_tokenizer(STORYTELLER)) or kept[0]
 
 
+def test_no_more_is_held_back_than_a_stop_string_may_need(engine):
+    letter = engine.tokenizer.encode("a")[0]
+    for stops, said in (([], ["a", "a", "a"]), (["xyz"], ["", "", "a"]), (["wxyz"], ["", "", ""])):
+        stream = TextStream(engine.tokenizer, letter, stops)
+        assert [stream.push(letter) for _ in range(3)] == said
+
+
+def test_of_two_stop_strings_the_earlier_in_the_text_counts(engine):
+    stream = TextStream(engine.tokenizer, engine.tokenizer.start_ids[0], ["e", "n"])
+    assert "".join(map(stream.push, engine.tokenizer.encode("Once"))) == "O" and stream.ended
+
+
+def test_the_loop_itself_refuses_what_cannot_be_continued():
+    for prompts in ([], [[]], [[1] * 5]):
+        with pytest.raises(ValueError, match="it must have 1 to 4, give another one"):
+            next(next_tokens(Fixed([1], context=5), prompts, SamplingConfig(**GREEDY)))
+
+
 def test_bytes_that_never_become_a_letter_are_shown_as_such(engine):
     half = engine.tokenizer.encode("🎈")[:1]
     assert "".join(Engine(Fixed(half), engine.tokenizer).generate("x", max_new_tokens=1, **GREEDY)) == "\ufffd"

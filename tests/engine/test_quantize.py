@@ -53,7 +53,7 @@ def test_rows_are_worked_on_in_blocks_and_come_out_as_at_once(dtype, monkeypatch
 
 
 @pytest.mark.parametrize(("dtype", "low", "high"), [("int8", -127, 127), ("int4", -8, 7)])
-@pytest.mark.parametrize("size", [1, 1e-6, 3e-7, 1e-30])
+@pytest.mark.parametrize("size", [1, 1e-5, 5e-6, 1e-6, 3e-7, 1e-30])
 def test_whole_numbers_stay_in_their_range_though_the_scale_is_rounded(size, dtype, low, high):
     # A scale of 1e-9 is among the last numbers that 16 bits hold, or is rounded to nothing: then so are the weights.
     weights = matrix(64) * np.float32(size)
@@ -83,8 +83,19 @@ def test_the_bytes_are_those_promised(dtype, per_weight):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_zeros_stay_zeros(dtype):
-    stored = quantize(np.zeros((3, 40), np.float32), dtype)
-    assert not stored.rows(slice(None)).any() and not stored.product(np.ones((2, 40))).any()
+    with np.errstate(all="raise", under="ignore"):
+        stored = quantize(np.zeros((3, 40), np.float32), dtype)
+        assert not stored.rows(slice(None)).any() and not stored.product(np.ones((2, 40))).any()
+        assert not quantize(matrix(40), dtype).product(np.zeros((2, 40))).any()
+        assert not quantize_input(np.full((1, 40), 1e-40, np.float32))[0].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_numbers_of_another_kind_and_order_are_taken_as_float32(dtype):
+    turned = quantize(matrix(40).T.copy().T.astype(np.float64), dtype)
+    np.testing.assert_array_equal(turned.rows(slice(None)), quantize(matrix(40), dtype).rows(slice(None)))
+    assert turned.rows(slice(None)).dtype == np.float32 and turned.values.flags.c_contiguous
+    assert turned.product(matrix(40, T, seed=1).astype(np.float64)).dtype == np.float32
 
 
 def test_four_bits_err_less_than_the_largest_weight_at_minus_eight_would():
@@ -100,7 +111,7 @@ def test_four_bits_err_less_than_the_largest_weight_at_minus_eight_would():
 def test_weights_that_a_format_cannot_hold_are_refused(dtype, bad):
     weights = matrix(64)
     weights[2, 3] = bad
-    with pytest.raises(ValueError, match="not finite, or too large"):
+    with np.errstate(over="raise", invalid="raise"), pytest.raises(ValueError, match="not finite, or too large"):
         quantize(weights, dtype)
 
 
@@ -111,3 +122,5 @@ def test_wrong_calls_say_what_is_wrong():
         quantize(np.zeros(8, np.float32), "int8")
     with pytest.raises(ValueError, match=r"x has shape \(5, 9\): it must be \(T, 8\)"):
         quantize(matrix(8), "int8").product(matrix(9, T))
+    with pytest.raises(ValueError, match=r"x has shape \(8,\)"):
+        quantize(matrix(8), "int8").product(matrix(8)[0])

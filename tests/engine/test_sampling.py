@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from chapters import ch09_config, ch09_inference
-from engine.sampling import SamplingConfig, keep_min_p, sample_next, token_probabilities
+from engine.sampling import (
+    SamplingConfig,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    penalize_repetition,
+    sample_next,
+    token_probabilities,
+)
 
 V = 53
 
@@ -87,7 +95,8 @@ def test_one_seed_draws_the_same_again():
 
 @pytest.mark.parametrize("temperature", [1e-320, 1e-30, 1e30])
 def test_any_temperature_above_0_leaves_probabilities(temperature):
-    probs = token_probabilities(scores_of(3), SamplingConfig(temperature=temperature))
+    with np.errstate(over="raise"):
+        probs = token_probabilities(scores_of(3), SamplingConfig(temperature=temperature))
     assert probs.sum() == pytest.approx(1) and probs[scores_of(3).argmax()] == probs.max()
 
 
@@ -104,6 +113,14 @@ def test_scores_that_were_forbidden_are_never_drawn_and_broken_ones_are_refused(
 
 
 def test_the_scores_themselves_are_left_alone():
-    scores, config = scores_of(4), SamplingConfig(**OPTIONS[-1])
-    sample_next(before := scores.copy(), config, np.arange(9))
-    np.testing.assert_array_equal(scores, before)
+    scores, history = scores_of(4), np.arange(9)
+    for change in (lambda x: sample_next(x, SamplingConfig(**OPTIONS[-1]), history), lambda x: keep_top_k(x, 3),
+                   lambda x: keep_top_p(x, 0.5), lambda x: penalize_repetition(x, history, 1.3)):
+        change(before := scores.copy())
+        np.testing.assert_array_equal(scores, before)
+
+
+def test_what_is_switched_off_cuts_nothing_and_no_history_no_score():
+    assert (token_probabilities(np.array([0, -60, -90]), SamplingConfig(temperature=1.0)) > 0).all()
+    plain, penalty = (token_probabilities(scores_of(5), SamplingConfig(repetition_penalty=x)) for x in (1.0, 1.5))
+    np.testing.assert_array_equal(plain, penalty)

@@ -27,6 +27,7 @@ DATA = Path(os.environ.get("BOOK_TEST_DATA", "nowhere"), "stories260K")
 real = pytest.mark.skipif(not DATA.is_dir(), reason="BOOK_TEST_DATA names no folder with stories260K in it")
 GPT2 = DATA.parent / "gpt2"
 STORYTELLER = Path(__file__).parents[2] / "models/storyteller"
+FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
 unhurried = settings(deadline=None, derandomize=True, database=None, max_examples=100)
 
 
@@ -94,19 +95,43 @@ def test_special_tokens_are_whole_where_allowed_and_text_where_not(family):
 
 
 def test_of_two_special_tokens_that_begin_alike_the_longer_is_found_as_it_stands(tmp_path):
-    names = ["<|im", "<|im|>", "a.c", "</s>"]
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
-    added = [{"id": 420 + at, "content": name, **flags} for at, name in enumerate(names)]
-    folder = rewrite(train_family("gpt2", tmp_path), lambda content: content.update(added_tokens=added))
+    single = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}]
+    end = {"type": "TemplateProcessing", "single": single, "pair": single}
+    end["special_tokens"] = {"</s>": {"id": "</s>", "ids": [423], "tokens": ["</s>"]}}
+    added = [{"id": 420 + at, "content": name, **FLAGS} for at, name in enumerate(["<|im", "<|im|>", "a.c", "</s>"])]
+    changes = {"added_tokens": added, "post_processor": end}
+    folder = rewrite(train_family("gpt2", tmp_path), lambda content: content.update(changes))
     ours, library = load_tokenizer(folder), Tokenizer.from_file(str(folder / "tokenizer.json"))
     for text in ("x<|im|>y", "<|im<|im|>", "abc a.c", "</s>"):
         assert ours.encode(text, allow_special=True) == library_ids(library, text)
-    assert (ours.eos_id, ours.start_ids, ours.vocab_size) == (423, [423], 424)
+    assert (ours.eos_id, ours.start_ids, ours.vocab_size) == (423, [], 424)
+
+
+def test_a_special_token_of_letters_that_are_no_bytes_may_stand_among_the_others_too(tmp_path):
+    def change(content: dict) -> None:
+        content["model"]["vocab"]["<｜a▁b｜>"] = number = max(entry["id"] for entry in content["added_tokens"]) + 1
+        content["added_tokens"].append({"id": number, "content": "<｜a▁b｜>", **FLAGS})
+
+    folder = rewrite(train_family("gpt2", tmp_path), change)
+    ours, library = load_tokenizer(folder), Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = ours.encode("x<｜a▁b｜>", allow_special=True)
+    assert ids == library_ids(library, "x<｜a▁b｜>") and ours.decode(ids) == "x<｜a▁b｜>"
+
+
+@pytest.mark.parametrize("marks", [None, True])
+def test_what_a_file_leaves_out_means_what_it_means_to_the_library(marks, tmp_path):
+    def change(content: dict) -> None:
+        del content["post_processor"], content["pre_tokenizer"]["use_regex"]
+        added = content.pop("added_tokens")
+        content |= {"added_tokens": [entry | {"normalized": True} for entry in added]} if marks else {}
+
+    folder = rewrite(train_family("gpt2", tmp_path), change)
+    ours, library = load_tokenizer(folder), Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert all(ours.encode(text, allow_special=True) == library_ids(library, text) for text in HARD_TEXTS)
 
 
 def test_a_file_without_marks_begins_and_ends_no_text(tmp_path):
-    folder = rewrite(train_family("gpt2", tmp_path), lambda content: content.update(added_tokens=[]))
-    ours = load_tokenizer(folder)
+    ours = load_tokenizer(rewrite(train_family("gpt2", tmp_path), lambda content: content.update(added_tokens=[])))
     assert (ours.eos_id, ours.bos_id, ours.start_ids, ours.special_tokens) == (None, None, [], {})
     assert ours.decode(ours.encode("a <|endoftext|>", allow_special=True)) == "a <|endoftext|>"
 
@@ -240,11 +265,13 @@ def split(**changes) -> dict:
         ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}}, "Lowercase"),
         ({"normalizer": [1]}, "tokenizer.json"),
         ({"pre_tokenizer": None}, "tokenizer.json"),
-        ({"pre_tokenizer": {"type": "Whitespace"}}, "ByteLevel"),
+        ({"pre_tokenizer": {"type": "Whitespace", "add_prefix_space": False}}, "ByteLevel"),
+        ({"pre_tokenizer": {"type": "ByteLevel"}}, "add_prefix_space"),
         ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "add_prefix_space"),
         ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": []}}, "tokenizer.json"),
         ({"pre_tokenizer": split(behavior="Removed")}, "not known"),
         ({"pre_tokenizer": split(invert=True)}, "not known"),
+        ({"pre_tokenizer": split(type="Punctuation", pattern=None)}, "cuts text by rules"),
         ({"pre_tokenizer": split(pattern={"Regex": "("})}, "no regular expression"),
         ({"pre_tokenizer": split(pattern={})}, "String"),
         ({"pre_tokenizer": split(pattern={"Regex": "(" * 5000 + ")" * 5000})}, "RecursionError"),

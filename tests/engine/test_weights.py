@@ -116,6 +116,22 @@ def test_a_tied_head_that_is_stored_too_is_the_embedding_only_if_it_is_equal(kin
     np.testing.assert_array_equal(weights["lm_head.weight"], weights[table.removeprefix("transformer.")] + 1)
 
 
+def test_an_untied_head_is_kept_though_it_is_equal_to_the_embedding(tmp_path):
+    publish("llama", tmp_path)
+    change_tensors(tmp_path, lambda tensors: tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]})
+    config, weights = load_weights(tmp_path)
+    assert not config.tie_embeddings and "lm_head.weight" in weights
+
+
+def test_a_tensor_is_searched_for_damage_once(tmp_path, monkeypatch):
+    _, weights = load_weights(publish("llama", tmp_path))
+    searched, real = [], np.isfinite
+    monkeypatch.setattr("engine.weights.np.isfinite", lambda ends: searched.append(len(ends)) or real(ends))
+    for name in (NORM, UP, NORM, UP, NORM):
+        assert len(weights[name])
+    assert searched == [2, 2]
+
+
 # What does not fit
 
 
@@ -149,6 +165,21 @@ def test_a_tensor_that_does_not_fit_is_named_before_any_is_read(change, words, t
 
 
 @pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda table: {"lm_head.weight": table}, "embed_tokens.weight' is missing"),
+        (lambda table: {"model.embed_tokens.weight": table, "lm_head.weight": table.reshape(*table.T.shape)},
+         r"lm_head.weight' has shape \(36, 47\), not \(47, 36\)"),
+    ],
+)
+def test_a_tied_head_without_its_table_or_in_another_shape_is_refused(change, words, tmp_path):
+    publish("smollm2", tmp_path)
+    change_tensors(tmp_path, lambda all: {name: all[name] for name in all if "embed" not in name}
+                   | change(all["model.embed_tokens.weight"]))
+    refused(tmp_path, words)
+
+
+@pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"num_hidden_layers": 10**12}, "layers.2.*missing"),
@@ -175,7 +206,7 @@ def test_a_number_that_is_none_is_refused_when_its_tensor_is_asked_for(number, d
 
     change_tensors(tmp_path, damage)
     _, weights = load_weights(tmp_path)
-    assert np.isfinite(weights[NORM]).all()
+    assert np.isfinite(weights[NORM]).all() and weights.shape(UP) == (35, 24)
     for _ in range(2):
         with pytest.raises(ValueError, match=f"{UP}' holds a number that is not finite"):
             weights[UP]
@@ -192,3 +223,5 @@ def test_a_folder_without_weights_is_named(tmp_path):
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no model\.safetensors"):
         load_weights(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"none\.bin'$"):
+        load_weights(tmp_path / "none.bin")
