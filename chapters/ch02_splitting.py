@@ -9,6 +9,7 @@ A stream without end is read in blocks. A block may end only where the rule has 
 """
 
 import functools
+import math
 import re
 from collections.abc import Iterable, Iterator
 
@@ -29,6 +30,9 @@ _GPT2_ASCII = re.compile(
 # what lies between, so the spaces before a digit stay together, as at the end of a text. (Numerals that Unicode
 # added last are an exception: libraries do not agree yet on which of them are digits.)
 DIGITS_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
+
+# How often a rule may repeat something, all its counts multiplied.
+MOST_REPEATS = 10_000
 
 # How much text is held at a time while a stream is read.
 BLOCK_CHARACTERS = 1 << 16
@@ -61,6 +65,12 @@ def _slices(chunks: Iterable[str], size: int) -> Iterator[str]:
         yield from (chunk[start : start + size] for start in range(0, len(chunk), size))
 
 
+def repeats(pattern: str) -> int:
+    """Return the product of all counts in braces of a rule: what repeats within repeats come to at most."""
+    braces = re.findall(r"{[^}]*}", pattern)
+    return math.prod(max(1, int(count)) for counts in braces for count in re.findall(r"[0-9]+", counts))
+
+
 class WordSplitter:
     """Cuts text into special tokens and pre-tokens, the pieces that merges never cross.
 
@@ -69,7 +79,12 @@ class WordSplitter:
     """
 
     def __init__(self, pattern: str, special_tokens: Iterable[str]):
-        # 1. Read the rule. A group would make `findall` return the group and lose the rest of the text.
+        # 1. Refuse a rule that would fill the memory when it is read: `regex` writes a{1000} out a thousand times.
+        if repeats(pattern) > MOST_REPEATS:
+            raise ValueError(f"split pattern {pattern[:40]!r} repeats something more than {MOST_REPEATS} times: "
+                             "published ones need fewer than ten, take the tokenizer.json of the model's publisher")
+
+        # 2. Read it. A group would make `findall` return the group and lose the rest of the text.
         try:
             self._rule = regex.compile(pattern)
         except regex.error as error:
@@ -78,7 +93,7 @@ class WordSplitter:
             raise ValueError(f"split pattern {pattern!r} has a group: write (?:...) in place of (...)")
         self._ascii_rule = _GPT2_ASCII if pattern == GPT2_PATTERN else self._rule
 
-        # 2. Look for the longest special token first, so that none hides a longer one.
+        # 3. Look for the longest special token first, so that none hides a longer one.
         names = sorted(special_tokens, key=len, reverse=True)
         if "" in names:
             raise ValueError("a special token is empty: give it a text to find, such as <|endoftext|>")

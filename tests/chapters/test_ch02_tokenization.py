@@ -381,6 +381,9 @@ def test_parts_that_do_not_fit_are_refused():
         BPETokenizer(bytes_alone, [], {}, "(a)|b")
     with pytest.raises(ValueError, match="no regular expression"):
         BPETokenizer(bytes_alone, [], {}, "(")
+    for pattern in ("a{4294967294}", "(?:a{500}){500}", "a{1,99999999999999999999}"):
+        with pytest.raises(ValueError, match="repeats something more than 10000 times"):
+            BPETokenizer(bytes_alone, [], {}, pattern)
 
 
 def test_ids_out_of_order_are_not_given_to_tiktoken():
