@@ -24,8 +24,8 @@ from numba.extending import intrinsic
 from engine.machine import compiled
 from engine.quantize import GROUP
 
-# Rows of a panel; how many tokens share one reading of it when a prompt is read; how far ahead int8 is asked for.
-PANEL, TILE, AHEAD = 32, 4, 3072
+# Rows of a panel; how many tokens share one reading of it when a prompt is read.
+PANEL, TILE = 32, 4
 
 # The formats in the order of `quantize.DTYPES`. Bytes of a block: a panel's column of floats, or its 32 scales of half
 # precision and a group of 32 whole numbers. Bytes of a token's input to it: a float32, or a group, a scale and a start.
@@ -92,12 +92,14 @@ def _integer_block(form: int, builder: ir.IRBuilder, weights: ir.Value, inputs: 
     # 1. Start each sum with what takes the offset of the weights back (see `prepare`).
     dots = [[_load(builder, x, GROUP + 4, I32)] * 2 for x in inputs]
     for four, half in itertools.product(range(GROUP // 4), range(2)):
-        # 2. Load four weights of 16 rows. Of four bits, eight come at once: lower halves of bytes, then upper ones.
+        # 2. Load four weights of 16 rows; of four bits, eight come at once: lower halves of bytes, then upper ones.
+        # The fence is no instruction, but keeps the compiler from shuffling loads: the processor foresees what comes
+        # next where it comes in order.
+        builder.fence("acquire", "singlethread")
         place = 2 * PANEL + 128 * (four if form == INT8 else four // 2) + 64 * half
         word = _load(builder, weights, place, INTS)
         if form == INT4:
-            word = builder.lshr(word, ir.Constant(INTS, [4 * (four % 2)] * 16))
-            word = builder.and_(word, ir.Constant(INTS, [0x0F0F0F0F] * 16))
+            word = builder.and_(builder.lshr(word, INTS([4 * (four % 2)] * 16)), INTS([0x0F0F0F0F] * 16))
         # 3. Multiply 64 unsigned weights by four signed inputs, and add them up in fours: one instruction.
         for address, dot in zip(inputs, dots, strict=True):
             number = _load(builder, address, 4 * four, I32)
@@ -123,11 +125,8 @@ def _panel(builder: ir.IRBuilder, form: int, count: int, arguments: list) -> Non
         here, first = (builder.add(start, builder.mul(loop.index, I64(size[form])))
                        for start, size in ((weights, BLOCK_BYTES), (inputs, INPUT_BYTES)))
         each = [builder.add(first, builder.mul(stride, I64(token))) for token in range(count)]
-        # 3. Ask for lines ahead. The processor foresees which come next, but less well in the long blocks of int8.
-        for line in range(0, BLOCK_BYTES[form], 64) if count == 1 and form == INT8 else ():
-            _call(builder, "llvm.prefetch.p0", ir.VoidType(), _at(builder, here, AHEAD + line), *map(I32, (0, 2, 1)))
         emit(form, builder, here, each, sums)
-    # 4. Write the sums.
+    # 3. Write the sums.
     for token, totals in enumerate(sums):
         row = builder.add(out, builder.mul(out_stride, I64(token)))
         for half, total in enumerate(totals):
