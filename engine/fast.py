@@ -13,7 +13,7 @@ import numpy as np
 from engine import machine
 from engine.config import ModelConfig
 from engine.model import checked_ids
-from engine.quantize import DTYPES, GROUP, Matrix, quantize
+from engine.quantize import DTYPES, GROUP, Matrix, check_dtype, quantize
 from engine.rope import rope_frequencies, rope_tables
 
 # The kernels need the instructions that they are made of.
@@ -33,7 +33,7 @@ ROWS = 2048
 class FastCache:
     """What every layer remembers of one text of up to `max_len` tokens; `length` tokens are in it."""
 
-    def __init__(self, config: ModelConfig, max_len: int, threads: int, dtype: str):
+    def __init__(self, config: ModelConfig, max_len: int, dtype: str):
         # 1. Make room in panels, as the kernels read them; beside short weights for upper halves only.
         self.max_len, self.length, capacity = max_len, 0, -(-max_len // PANEL) * PANEL
         layers, heads, size = config.num_layers, config.num_kv_heads, config.head_dim
@@ -41,9 +41,10 @@ class FastCache:
         keys = _zeros((layers, heads, capacity // PANEL, size, PANEL), kind)
         values = _zeros((layers, heads, -(-size // PANEL), capacity, PANEL), kind)
 
-        # 2. Work out the angles of all positions once, make room for each thread's scores, and keep all in order.
+        # 2. Work out the angles of all positions once, make room for the scores of all threads that there can be, and
+        # keep all in order.
         speeds = rope_frequencies(size, config.rope_theta, config.rope_scaling)
-        scores = machine.aligned_empty((threads, kernels.TILE, capacity))
+        scores = machine.aligned_empty((numba.config.NUMBA_NUM_THREADS, kernels.TILE, capacity))
         self.arrays = *rope_tables(np.arange(max_len), speeds), keys, values, scores
 
 
@@ -57,6 +58,7 @@ class FastModel:
     def __init__(self, config: ModelConfig, weights: Mapping[str, np.ndarray], dtype: str = "fp32",
                  threads: int | None = None):
         # 1. Refuse what the kernels cannot do.
+        check_dtype(dtype)
         if not self.supports(config):
             raise ValueError("the compiled loops cover neither this model nor this processor: use engine.model.Model")
         self.config, self._dtype, self.threads = config, dtype, machine.threads() if threads is None else threads
@@ -106,7 +108,7 @@ class FastModel:
 
     def new_cache(self, max_len: int) -> FastCache:
         """Return an empty memory for one text of up to `max_len` tokens."""
-        return FastCache(self.config, max_len, self.threads, self._dtype)
+        return FastCache(self.config, max_len, self._dtype)
 
     def forward(self, ids: Sequence[int], cache: FastCache | None = None, last_only: bool = False) -> np.ndarray:
         """Return the score of every token of the vocabulary after each of these ids, or after the last one only.

@@ -18,7 +18,7 @@ import numpy as np
 
 from engine import machine
 from engine.model import Model
-from engine.quantize import DTYPES
+from engine.quantize import check_dtype
 from engine.sampling import SamplingConfig, sample_next
 from engine.tokenizer import load_tokenizer
 from engine.weights import load_weights
@@ -203,7 +203,8 @@ def load_model(path: str | Path, dtype: str = "fp32", fast: bool | None = None, 
                tokenizer: str | Path | None = None) -> Engine:
     """Return an engine for a Hugging Face model folder, or for a `.bin` file of llama2.c.
 
-    `dtype` is what the matrices are kept in: "fp32", "bf16", "int8" or "int4". `fast=False` keeps to plain NumPy;
+    `dtype` is what the matrices are kept in: "fp32", "bf16", "int8" or "int4". Beside the last three, the embedding
+    and what is remembered of the text are kept in bfloat16. `fast=False` keeps to plain NumPy;
     `fast=True` insists on compiled loops, by `threads` threads; by default they are taken where they can be.
     `tokenizer` is a file to take in place of the one in the folder, or beside the `.bin` file.
 
@@ -211,8 +212,7 @@ def load_model(path: str | Path, dtype: str = "fp32", fast: bool | None = None, 
     for a dtype that is not known, and where `fast=True` cannot be had.
     """
     # 1. Read the config and the tokenizer first: a mistake there shall not wait for gigabytes.
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r} is not known: choose {', '.join(DTYPES)}")
+    check_dtype(dtype)
     config, weights = load_weights(path)
     words = load_tokenizer(tokenizer or path)
     check_tokenizer(words, config.vocab_size)

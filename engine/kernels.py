@@ -156,7 +156,7 @@ def tile(typing, form, count, weights, inputs, stride, blocks, out, out_stride):
 def meet(typing, counter, target):
     """Add 1 to a counter that all threads see, and return when it has reached a target: a barrier that spins.
 
-    An atomic addition, then looking: a hundredth of what a new parallel region costs, and a layer has five of them.
+    An atomic addition, then looking: no thread is put to sleep and woken again, five times in each layer.
     """
     def generate(context, builder, signature, arguments):
         # 1. Say that this thread is here.
@@ -443,7 +443,7 @@ def work(thread, threads, sizes, model, cache, inputs, buffers, counter, x, logi
 
 @compiled(parallel=True)
 def step(threads, sizes, model, cache, inputs, buffers, counter, x, logits):
-    """Let all threads work: one parallel region for a step, because to begin and end one costs as much as a layer."""
+    """Let all threads work: one parallel region for a step, because to begin one wakes threads and to end it waits."""
     counter[0] = 0
     for thread in numba.prange(threads):
         work(np.int64(thread), threads, sizes, model, cache, inputs, buffers, counter, x, logits)

@@ -93,14 +93,19 @@ class Matrix:
         return result
 
 
+def check_dtype(dtype: str) -> None:
+    """Refuse a format that is not known."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}: it must be one of {', '.join(DTYPES)}")
+
+
 def quantize(array: np.ndarray, dtype: str) -> Matrix:
     """Return a float matrix (N, C) in one of the formats "fp32", "bf16", "int8", "int4".
 
     Raises ValueError for another format, another number of axes, and weights that the format cannot hold.
     """
     # 1. Refuse what would only be noticed as nonsense in the text.
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}: it must be one of {', '.join(DTYPES)}")
+    check_dtype(dtype)
     if array.ndim != 2:
         raise ValueError(f"the array has shape {array.shape}: a matrix has two axes (N, C)")
     if dtype == "fp32":

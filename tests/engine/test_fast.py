@@ -134,6 +134,22 @@ def test_a_cache_used_again_remembers_nothing_of_the_text_before():
 
 
 @fast
+def test_a_cache_serves_models_with_another_number_of_threads():
+    weights = weights_of(SMALL)
+    one, two = (FastModel(SMALL, weights, threads=threads) for threads in (1, 2))
+    cache = one.new_cache(T)
+    assert len(cache.arrays[-1]) >= 2
+    one.forward(ids()[:40], cache)
+    assert np.array_equal(two.forward(ids()[40:], cache), one.forward(ids())[40:])
+
+
+@fast
+def test_a_format_that_is_not_known_is_refused_in_one_line():
+    with pytest.raises(ValueError, match="dtype is 'int3': it must be one of fp32, bf16, int8, int4"):
+        FastModel(SMALL, weights_of(SMALL), "int3")
+
+
+@fast
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_packing_keeps_the_bytes_and_fills_the_last_panel(dtype):
     matrix = quantize(np.random.default_rng(0).standard_normal((70, 96), dtype=np.float32), dtype)

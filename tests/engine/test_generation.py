@@ -210,7 +210,7 @@ def test_a_story_is_told_in_fewer_bits_too(dtype):
 
 def test_what_cannot_be_loaded_is_refused_in_one_line(tmp_path):
     publish_any("gpt2 for words", tmp_path)
-    for arguments, words in (((STORYTELLER, "int3"), "dtype 'int3' is not known: choose fp32"),
+    for arguments, words in (((STORYTELLER, "int3"), "dtype is 'int3': it must be one of fp32"),
                              ((tmp_path / "none",), "none"), ((tmp_path,), "tokenizer.json"),
                              ((tmp_path, "fp32", True, None, STORYTELLER), "fast=True")):
         with pytest.raises((ValueError, OSError), match=words) as caught:
