@@ -78,7 +78,7 @@ def test_a_stop_string_and_fewer_bits_are_heeded(capsys):
 @pytest.mark.parametrize(("typed", "words"), [
     ("{model} --top-p 0", "top_p is 0.0: above 0 at most 1"),
     ("{model} --count 0", "count is 0: 1 or above"),
-    ("{model} --dtype int3", "dtype 'int3' choose fp32"),
+    ("{model} --dtype int3", "dtype is 'int3' must be one of fp32"),
     ("{model} --temperature warm", "--temperature 'warm' --help"),
     ("{model} --threads some", "--threads 'some' --help"),
     ("{model} --no-such-flag", "--no-such-flag --help"),
