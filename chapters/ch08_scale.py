@@ -80,7 +80,7 @@ def autocast(device: torch.device, dtype: torch.dtype):
 def loss_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
     """Return what keeps small slopes alive in float16: it multiplies the loss, and divides the gradient by as much.
 
-    Slopes below 6e-8 would be 0 in float16. The scale begins at 65536, is halved after a step whose gradient
+    Slopes below 3e-8 would be 0 in float16. The scale begins at 65536, is halved after a step whose gradient
     overflowed, and doubled after 2000 steps in which none did. For other formats nothing is multiplied.
 
     Source: Micikevicius et al. 2017 (arXiv 1710.03740), section 3.2.

@@ -187,23 +187,26 @@ EXPERIMENTS = {
 }
 
 
+def look_up(name: str) -> Experiment:
+    """Return the experiment of this name. Raises ValueError for a name that is not in EXPERIMENTS."""
+    if name not in EXPERIMENTS:
+        raise ValueError(f"{name!r} is no experiment: choose among {', '.join(EXPERIMENTS)}")
+    return EXPERIMENTS[name]
+
+
 def prepare(name: str, seed: int, folder: Path) -> Trainer:
     """Return a trainer for an experiment, at its beginning.
 
     `folder` is where the trainer may write. Raises ValueError for a name that is not in EXPERIMENTS.
     """
-    # 1. Look the experiment up.
-    if name not in EXPERIMENTS:
-        raise ValueError(f"{name!r} is no experiment: choose among {', '.join(EXPERIMENTS)}")
-    experiment = EXPERIMENTS[name]
-
-    # 2. Build the model. One seed decides its first numbers and the order of the texts.
+    # 1. Build the model. One seed decides its first numbers and the order of the texts.
+    experiment = look_up(name)
     tokenizer = BPETokenizer.load(TOKENIZER)
     torch.manual_seed(seed)
     sizes = {"vocab_size": tokenizer.vocab_size, "qk_norm": True} | experiment.model
     model = experiment.kind(PRESETS["nano"].resized(**sizes))
 
-    # 3. Draw the texts, the same for all seeds and all experiments.
+    # 2. Draw the texts, the same for all seeds and all experiments.
     texts = stories.generate(experiment.stories, seed=0), stories.generate(HELD_OUT, seed=1)
     rows = [TokenRows(part, tokenizer, model.config.max_seq_len) for part in texts]
     settings = {"max_steps": 60, "batch_size": 8, "compile": "off", "seed": seed} | experiment.train
@@ -236,15 +239,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--list", action="store_true", help="print all names")
     args = parser.parse_args(argv)
 
-    # 2. Refuse an unknown name before anything is trained.
-    for name in EXPERIMENTS if args.list else args.names:
-        if name not in EXPERIMENTS:
-            parser.error(f"{name!r} is no experiment: choose among {', '.join(EXPERIMENTS)}")
-        if args.list:
-            print(f"{name:18} {EXPERIMENTS[name].title}")
+    # 2. Only list what there is, where that is asked.
+    if args.list:
+        print(*(f"{name:18} {experiment.title}" for name, experiment in EXPERIMENTS.items()), sep="\n")
+        return
 
-    # 3. Train one after the other.
-    for name in [] if args.list else args.names:
+    # 3. Refuse an unknown name before anything is trained.
+    try:
+        for name in args.names:
+            look_up(name)
+    except ValueError as error:
+        parser.error(str(error))
+
+    # 4. Train one after the other.
+    for name in args.names:
         made = run(name, args.seed)
         print(f"{name:18} {made['parameters']:>9,} parameters  training loss {made['loss']:.3f}  "
               f"held out {made['held_out']:.3f} bits per byte", flush=True)

@@ -36,8 +36,8 @@ def folded(text: str) -> str:
 
 
 def record(name: str, folder: Path) -> None:
-    """Run one command in `folder` and write down what it printed, on whichever of the two channels."""
-    # 1. Run. What the reader's terminal would show of typed lines has to be put in: nobody sees a pipe.
+    """Run one command in `folder` and write down its answer: standard output, without progress bar and remarks."""
+    # 1. Run.
     line, typed = COMMANDS[name]
     arguments = shlex.split(line)
     program = ROOT / arguments[0] if arguments[0] == "main.py" else arguments[0]
@@ -45,7 +45,7 @@ def record(name: str, folder: Path) -> None:
     done = subprocess.run([sys.executable, program, *given], cwd=folder, input=typed, capture_output=True, text=True,
                           check=True)
 
-    # 2. Leave out what the progress bar overwrote, and show the lines typed.
+    # 2. Leave out where this machine keeps its files. Put in the lines typed: a terminal shows them, a pipe does not.
     shown = done.stdout.replace(f"{folder}/", "").replace(f"{ROOT}/", "")
     for answer in typed.splitlines():
         shown = shown.replace("> ", f"\0{answer}\n", 1)
