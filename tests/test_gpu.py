@@ -204,7 +204,10 @@ def test_held_out_text_surprises_a_model_as_much_on_a_gpu():
 
 
 def test_generate_and_doctor_find_the_gpu_by_themselves(capsys):
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.max_memory_allocated()
     assert main.main(["generate", "--model", str(main.STORYTELLER), "--max-new-tokens", "9", "--seed", "1"]) == 0
-    assert len(capsys.readouterr().out.split()) > 4
+    assert len(capsys.readouterr().out.split()) > 4 and torch.cuda.max_memory_allocated() > before
     assert main.main(["doctor"]) == 0
     assert torch.cuda.get_device_name() in capsys.readouterr().out
