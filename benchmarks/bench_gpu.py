@@ -84,7 +84,7 @@ def ours(config: GPTConfig, rows: RandomRows, batch: int, optimizer: str) -> Con
 
 def nanogpt(folder: Path, rows: RandomRows, batch: int, device: torch.device, **sizes: int) -> Contender:
     """Return nanoGPT's model and the step of its `train.py`: clipped at 1, fused AdamW, no look at the loss."""
-    # 1. Load its file by path, for its name is taken by nobody.
+    # 1. Load its file by path: it is a script in a folder, and no package that could be imported by name.
     spec = importlib.util.spec_from_file_location("nanogpt_model", folder / "model.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module

@@ -13,6 +13,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from engine.safetensors import REMEDY
+
 # What each way to stretch the context (see rope.py) must say about itself.
 ROPE_SCALING_FIELDS = {
     "linear": ("factor",),
@@ -215,11 +217,11 @@ def read_object(path: Path) -> dict:
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({error}): get the file again from where it comes") from None
+        raise ValueError(f"{path} is no JSON ({error}): {REMEDY}") from None
 
     # 2. Refuse a list or a number: it has no fields to ask for.
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object: get the file again from where it comes")
+        raise ValueError(f"{path} holds no JSON object: {REMEDY}")
     return content
 
 

@@ -13,15 +13,15 @@ and its angles have the base 10 000, as in the program that trains these models.
 Source: Karpathy's llama2.c, the functions `legacy_export` in export.py and `read_checkpoint` in run.c.
 """
 
+import dataclasses
 import math
-import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from engine.config import ModelConfig, tensor_shapes
-from engine.safetensors import REMEDY, StoredTensor
+from engine.safetensors import REMEDY, StoredTensor, map_file
 
 # How many numbers stand before the tensors.
 HEADER_NUMBERS = 7
@@ -44,11 +44,7 @@ def open_llama2c(path: str | Path) -> tuple[ModelConfig, dict[str, StoredTensor]
     up to the file's length.
     """
     # 1. Map it, as a safetensors file is.
-    path = Path(path)
-    with open(path, "rb") as file:
-        size = file.seek(0, 2)
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
-    data = np.frombuffer(content, np.uint8)
+    data = np.frombuffer(map_file(path), np.uint8)
 
     # 2. Believe the sizes once they describe a Llama, and add up to what is there.
     try:
@@ -84,8 +80,7 @@ def _layout(config: ModelConfig) -> Iterator[tuple[str | None, tuple[int, ...], 
     of layers, so a file that claims a billion of them costs nothing.
     """
     # 1. Look up shapes under the names of the first block, and count each kind for all layers.
-    one = ModelConfig(**vars(config) | {"num_layers": 1})
-    shapes = dict(tensor_shapes(one))
+    shapes = dict(tensor_shapes(dataclasses.replace(config, num_layers=1)))
     table, size = (config.vocab_size, config.d_model), config.vocab_size * config.d_model
 
     # 2. Walk through the file: the embedding, then the parts of the blocks.

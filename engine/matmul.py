@@ -2,8 +2,8 @@
 
     out[i, j] = sum over k of a[i, k] · b[k, j]          a (T, C), b (C, V), out (T, V)
 
-Nearly all of a transformer's work is this line. A computer that is told it in the plainest way reaches one part in
-four thousand of its own speed; the functions here climb the rest, one idea at a time, and stay as they are so
+Nearly all of a transformer's work is this line. A computer that is told it in the plainest way reaches a few
+hundredths of a percent of its own speed; the functions here climb the rest, one idea at a time, and stay as they are so
 that each step can be measured (`python benchmarks/bench_matmul.py`). `matmul` is the one the engine calls.
 
 The indices of a product are always i for rows, j for columns and k for the sum.

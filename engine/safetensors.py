@@ -68,19 +68,24 @@ class StoredTensor:
         return bits.view(np.float32).reshape(self.shape)
 
 
+def map_file(path: str | Path) -> bytes | mmap.mmap:
+    """Return a file's bytes, of which the system reads only what is looked at; raises OSError as `open` does.
+
+    An empty file cannot be mapped: it gives no bytes, and fails later like any that is too short.
+    """
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if file.seek(0, 2) else b""
+
+
 def open_safetensors(path: str | Path) -> dict[str, StoredTensor]:
     """Return the tensors of one file by their names, in the order of their bytes; only the header is read.
 
     The file is mapped, so a model larger than the memory can be opened. It must not be cut short while it is in use.
     Raises OSError where it cannot be opened, and ValueError in one line where anything in it is not as it should be.
     """
-    # 1. Map the file. An empty one cannot be mapped, and fails like any that is too short.
-    path = Path(path)
-    with open(path, "rb") as file:
-        size = file.seek(0, 2)
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+    # 1. Read what the file says about itself, then hold every word of it against the bytes that are there.
+    content = map_file(path)
     try:
-        # 2. Read what it says about itself, then hold every word of it against the bytes that are there.
         start, header = _read_header(content)
         return _place_tensors(header, np.frombuffer(content, np.uint8)[start:])
     except (ValueError, RecursionError) as error:

@@ -154,7 +154,7 @@ def test_the_front_door_offers_what_it_names():
         _ = engine.nothing
 
 
-def test_a_prompt_that_is_too_long_or_nothing_is_refused_and_never_cut(capsys, tmp_path):
+def test_a_prompt_that_is_too_long_is_refused_and_never_cut(capsys):
     assert "1 to 159" in refused(capsys, command.main, STORYTELLER, "--plain", "--prompt", "word " * 300)
 
 
